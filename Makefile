@@ -1,0 +1,55 @@
+# Cortex: every target sets up what it needs. Start with `make help`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CONFIG ?= config.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check format lock clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.run ## 60 questions through an NL2SQL agent, under three pool layouts, with a table at the end
+	@$(BIN)/cortex demo
+
+serve: $(VENV)/.run ## start the gateway with config.yaml on 127.0.0.1:8080 and leave it running
+	@$(BIN)/cortex serve --config $(CONFIG)
+
+test: $(VENV)/.dev ## run all tests and check branch coverage
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage combine -q
+	@$(BIN)/coverage report --include='policies/*' --fail-under=95 --skip-covered
+	@$(BIN)/coverage report --omit='policies/*' --fail-under=85 --skip-covered
+
+check: $(VENV)/.dev ## ruff, mypy --strict and the import contracts
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.dev ## let ruff format and mend the code
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+lock: ## resolve the dependencies anew into the two lock files (needs uv)
+	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra demo --group build pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group dev --group build --extra demo -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean: ## remove the environment and everything that was generated
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* .import_linter_cache data
+
+# The environment: a run-time one for demo and serve, the developer's tools on top of it for test and check.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Cortex needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "The venv module is missing: install it with  apt-get install python3-venv"; exit 1; }
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@

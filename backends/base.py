@@ -1,0 +1,95 @@
+"""What the gateway asks of whatever does the work: engines, and the clusters that start and stop them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from policies.calls import Call
+
+Trouble = Literal["refused", "broken", "timeout", "overloaded", "crashed"]
+
+
+class BackendError(Exception):
+    """An engine did not do its work.
+
+    `trouble` says how: `refused` (no connection), `broken` (the connection or the process ended), `timeout`,
+    `overloaded` (it said 429 or 503), `crashed` (a worker died of this very request). `retryable`: another engine
+    may be tried, because nothing can have been done or what was done is void. `retry_after` in seconds.
+    The message is safe to show to a client: no address, no path.
+    """
+
+    def __init__(
+        self, message: str, *, trouble: Trouble, retryable: bool, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.trouble: Trouble = trouble
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One attempt: the call it belongs to, and what to send. `path` as in `/v1/chat/completions` or `/sql`."""
+
+    call: Call
+    path: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The head of an engine's answer, and its body as it comes. `chunks` raises BackendError when it breaks off."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """What an engine says of itself: counts now, KV use in 0..1, and counters since its start.
+
+    `counters` uses plain names: prompt_tokens, generation_tokens, prefix_queries, prefix_hits (tokens),
+    preemptions, requests; SQL workers: runs, kills.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_use: float = 0.0
+    counters: Mapping[str, float]
+
+
+class Engine(Protocol):
+    """One worker of a pool: an LLM server or a SQL worker process."""
+
+    def open(self, request: Request) -> AbstractAsyncContextManager[Reply]:
+        """Send one attempt. Entering waits for the head of the reply; leaving early aborts the work."""
+        ...
+
+    async def report(self) -> EngineReport:
+        """Ask the engine how it is. Raises BackendError when it does not answer."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back what the engine holds here. Idempotent."""
+        ...
+
+
+class Cluster(Protocol):
+    """The engines that one pool may have: starts and stops them, knows nothing of calls."""
+
+    async def start(self, name: str) -> Engine:
+        """Bring up one engine under this name, ready to work. Raises BackendError when that fails."""
+        ...
+
+    async def stop(self, name: str) -> None:
+        """End the engine of this name; unknown names are ignored."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop every engine and give back what the cluster holds. Idempotent."""
+        ...

@@ -1,0 +1,1 @@
+"""An engine that behaves like a vLLM server and needs no GPU: what it says comes from a script."""

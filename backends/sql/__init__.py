@@ -1,0 +1,1 @@
+"""The SQL executor: DuckDB in worker processes, guarded, limited, cached."""

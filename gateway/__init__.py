@@ -1,0 +1,1 @@
+"""HTTP in, decisions carried out."""

@@ -1,0 +1,1 @@
+"""The OpenAI surface: payloads in, events and errors out."""

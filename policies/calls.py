@@ -1,0 +1,76 @@
+"""The vocabulary of scheduling: a call, what is expected of it, how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["llm", "sql"]
+Fate = Literal["ok", "error", "empty", "timeout", "cancelled"]
+Source = Literal["engine", "cache", "joined"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """What a stage lets the platform change about a call."""
+
+    model: str = ""
+    reasoning: str | None = None
+    max_tokens: int | None = None
+    candidates: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request of one run at one stage, as the scheduler sees it: no text, no headers.
+
+    `budget` is the deadline that this call asks for its *whole run*, in seconds from the run's first call; the
+    run keeps the one of its first call. `timeout` ends the call itself (504). `visit` is how often the run has
+    entered the stage; 0 lets the run tracker count. `told` is how the tool that the client ran before this call
+    ended, where its tool message says so. `prefix` holds chained hashes of the prompt's first blocks
+    (`policies.routing.prefix`).
+    """
+
+    id: str
+    pool: str
+    run: str
+    arrived: float
+    tenant: str = ""
+    workflow: str = ""
+    stage: str = ""
+    kind: Kind = "llm"
+    visit: int = 0
+    budget: float | None = None
+    timeout: float | None = None
+    priority: int = 0
+    prompt_tokens: int = 0
+    prefix: tuple[int, ...] = ()
+    body_bytes: int = 0
+    expected_output: int | None = None
+    told: Fate | None = None
+    final: bool = False
+    knobs: Knobs = Knobs()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What the profile expects of a call: output tokens as (mean, upper), seconds of service and of what follows."""
+
+    output_tokens: tuple[int, int]
+    service: float
+    remaining: float
+    success: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended. Times in seconds: `queued` before its start, `first_token` and `total` from its start."""
+
+    fate: Fate
+    source: Source = "engine"
+    queued: float = 0.0
+    first_token: float | None = None
+    total: float = 0.0
+    output_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int | None = None

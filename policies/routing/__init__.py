@@ -1,0 +1,1 @@
+"""Which engine of a pool takes a call: filter, score, pick."""
