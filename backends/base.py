@@ -32,12 +32,18 @@ class BackendError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One attempt: the call it belongs to, and what to send. `path` as in `/v1/chat/completions` or `/sql`."""
+    """One attempt: the call it belongs to, and what to send. `path` as in `/v1/chat/completions` or `/sql/query`.
+
+    `head_timeout` bounds the wait for the head of the reply, `idle_timeout` that between two pieces of its body;
+    both in seconds.
+    """
 
     call: Call
     path: str
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    head_timeout: float = 60.0
+    idle_timeout: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

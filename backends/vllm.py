@@ -1,0 +1,162 @@
+"""Any OpenAI-compatible server over HTTP: bytes passed on untouched, both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from backends.base import BackendError, Engine, EngineReport, Reply, Request
+
+KEEP_ALIVE = 4.0
+"""Seconds that an idle connection is kept: less than the 5 after which a vLLM server closes its end, so that no
+request meets a connection that is just being closed."""
+_PROBE = aiohttp.ClientTimeout(total=2.0)
+
+_COUNTERS: Mapping[str, str] = {
+    "prompt_tokens_total": "prompt_tokens",
+    "generation_tokens_total": "generation_tokens",
+    "prefix_cache_queries_total": "prefix_queries",
+    "prefix_cache_hits_total": "prefix_hits",
+    "num_preemptions_total": "preemptions",
+}
+_SERIES = re.compile(r"^vllm:(\w+)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+
+
+def connections(connect_timeout: float) -> aiohttp.ClientSession:
+    """The connections of one gateway to all its HTTP engines. To be closed by whoever made it."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ttl_dns_cache=60),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+    )
+
+
+class HttpEngine:
+    """One OpenAI-compatible server at `url`. The session is shared and stays open when the engine is closed."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, *, api_key: str = "") -> None:
+        self.url = url.rstrip("/")
+        self._session = session
+        self._key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    @asynccontextmanager
+    async def open(self, request: Request) -> AsyncIterator[Reply]:
+        """Send one attempt; leaving before the body's end closes the connection, which aborts the generation."""
+        response = await self._head(request)
+        try:
+            yield Reply(
+                status=response.status,
+                headers=tuple(response.headers.items()),
+                chunks=_chunks(response, request.idle_timeout),
+            )
+        finally:
+            response.close()  # gives a connection whose reply was read to its end back to be used again
+
+    async def _head(self, request: Request) -> aiohttp.ClientResponse:
+        try:
+            async with asyncio.timeout(request.head_timeout):
+                return await self._session.post(
+                    self.url + request.path,
+                    data=request.body,
+                    headers=[*request.headers, *self._key.items()],
+                    allow_redirects=False,
+                )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise BackendError("the engine refused the connection", trouble="refused", retryable=True) from error
+        except TimeoutError as error:
+            # The connection is closed by now, so the engine has given the call up: it may be tried elsewhere.
+            raise BackendError("the engine did not answer in time", trouble="timeout", retryable=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise BackendError("the engine broke the connection", trouble="broken", retryable=True) from error
+
+    async def report(self) -> EngineReport:
+        """Read the engine's metrics. A server that has none but answers /health counts as alive."""
+        try:
+            async with self._session.get(f"{self.url}/metrics", headers=self._key, timeout=_PROBE) as response:
+                if response.status == 200:
+                    return read_metrics(await response.text())
+            await self.check()
+        except (aiohttp.ClientError, OSError) as error:
+            raise BackendError("the engine did not report", trouble="broken", retryable=True) from error
+        return EngineReport(counters={})
+
+    async def check(self) -> None:
+        """Ask whether the server is up and ready to work. Raises BackendError when it is not."""
+        try:
+            async with self._session.get(f"{self.url}/health", headers=self._key, timeout=_PROBE) as response:
+                if response.status == 200:
+                    return
+        except (aiohttp.ClientError, OSError) as error:
+            raise BackendError("the engine is not reachable", trouble="refused", retryable=True) from error
+        raise BackendError("the engine is not ready", trouble="overloaded", retryable=True)
+
+    async def aclose(self) -> None:
+        """Nothing is held: the session belongs to the cluster's maker."""
+
+
+async def _chunks(response: aiohttp.ClientResponse, idle: float) -> AsyncIterator[bytes]:
+    try:
+        while True:
+            async with asyncio.timeout(idle):
+                chunk = await response.content.readany()
+            if not chunk:
+                return
+            yield chunk
+    except TimeoutError as error:
+        raise BackendError("the engine stopped answering", trouble="timeout", retryable=True) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise BackendError("the engine broke the connection", trouble="broken", retryable=True) from error
+
+
+def read_metrics(text: str) -> EngineReport:
+    """An engine's own metrics (names of vLLM 0.32; series of several models in one server are added up)."""
+    sums: dict[str, float] = {}
+    for name, value in _SERIES.findall(text):
+        sums[name] = sums.get(name, 0.0) + float(value)
+    return EngineReport(
+        running=int(sums.get("num_requests_running", 0)),
+        waiting=int(sums.get("num_requests_waiting", 0)),
+        kv_use=min(1.0, sums.get("kv_cache_usage_perc", 0.0)),
+        counters={plain: sums[name] for name, plain in _COUNTERS.items() if name in sums},
+    )
+
+
+@dataclass(slots=True)
+class AttachedServers:
+    """A cluster of servers that run elsewhere: starting an engine takes the next free URL that answers."""
+
+    urls: Sequence[str]
+    session: aiohttp.ClientSession
+    api_key: str = ""
+    _taken: dict[str, str] = field(default_factory=dict)
+
+    async def start(self, name: str) -> Engine:
+        free = [url for url in self.urls if url not in self._taken.values()]
+        last: BackendError | None = None
+        for url in free:
+            engine = HttpEngine(url, self.session, api_key=self.api_key)
+            self._taken[name] = url
+            try:
+                await engine.check()
+            except BackendError as error:
+                del self._taken[name]
+                last = error
+            except asyncio.CancelledError:
+                del self._taken[name]
+                raise
+            else:
+                return engine
+        raise last or BackendError("every server of the pool is in use", trouble="refused", retryable=False)
+
+    async def stop(self, name: str) -> None:
+        self._taken.pop(name, None)
+
+    async def aclose(self) -> None:
+        self._taken.clear()

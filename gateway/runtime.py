@@ -1,0 +1,271 @@
+"""Carries out what the dispatcher decides: waiting calls are told, engines started and stopped, wake-ups kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from backends.base import BackendError, Cluster, Engine
+from gateway.journal import Journal
+from policies.calls import Call, Outcome
+from policies.dispatcher import Dispatcher
+from policies.events import (
+    Abort,
+    Action,
+    Arrived,
+    EngineGone,
+    EngineUp,
+    Event,
+    Failed,
+    Finished,
+    FirstToken,
+    Joined,
+    Launch,
+    Left,
+    Reason,
+    Refused,
+    Retire,
+    Scaled,
+    Start,
+    Wake,
+    Woken,
+)
+from policies.pool import PoolSpec
+
+_log = logging.getLogger("cortex.engines")
+
+Watcher = Callable[[Event, list[Action]], None]
+
+
+class Clock:
+    """Unix time that never jumps: the wall clock is read once, then the monotonic one is added."""
+
+    def __init__(self) -> None:
+        self._zero = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        return self._zero + time.monotonic()
+
+
+class RefusedCall(Exception):
+    """The dispatcher lets a call go unserved. `trouble` is the last attempt's, where there was one."""
+
+    def __init__(self, refusal: Refused) -> None:
+        super().__init__(refusal.reason)
+        self.reason: Reason = refusal.reason
+        self.retry_after = refusal.retry_after
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One call's line to the dispatcher: it learns here which engine to use, and reports how that went."""
+
+    call: Call
+    runtime: Runtime
+    over: bool = False
+    _inbox: deque[Start | Refused] = field(default_factory=deque)
+    _waiter: asyncio.Future[None] | None = None
+
+    def deliver(self, action: Start | Refused) -> None:
+        """Called by the runtime. The waiter may be cancelled in this very loop step: the message stays for `Left`."""
+        self._inbox.append(action)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def start(self) -> Start:
+        """Wait until an engine is chosen. Raises RefusedCall."""
+        while not self._inbox:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        action = self._inbox.popleft()
+        if isinstance(action, Refused):
+            self.over = True
+            raise RefusedCall(action)
+        return action
+
+    def first_token(self, attempt: int) -> None:
+        self.runtime.handle(FirstToken(call=self.call.id, attempt=attempt))
+
+    def finished(self, attempt: int | None, outcome: Outcome) -> None:
+        self.over = True
+        self.runtime.handle(Finished(call=self.call.id, attempt=attempt, outcome=outcome))
+
+    def failed(self, attempt: int, trouble: Reason, *, final: bool) -> None:
+        """An attempt came to nothing; `start` then says what is next, unless it was final."""
+        self.over = self.over or final
+        self.runtime.handle(Failed(call=self.call.id, attempt=attempt, trouble=trouble, final=final))
+
+
+class Runtime:
+    """Owns the dispatcher, the engines and the tickets. Everything in it happens on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        dispatcher: Dispatcher,
+        pools: Mapping[str, PoolSpec],
+        clusters: Mapping[str, Cluster],
+        clock: Callable[[], float],
+        journal: Journal | None = None,
+        watchers: tuple[Watcher, ...] = (),
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.pools = pools
+        self.engines: dict[str, Engine] = {}
+        self.now = clock
+        self._clusters = clusters
+        self._journal = journal
+        self._watchers = watchers
+        self._tickets: dict[str, Ticket] = {}
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._flush: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Ask for every pool's first engines and wait until each has come up or failed once."""
+        self._keep_flushing()
+        for name, spec in self.pools.items():
+            self.handle(Scaled(pool=name, engines=spec.start))
+        while self._jobs and not self._closed:
+            await asyncio.wait(list(self._jobs.values()))
+
+    async def aclose(self) -> None:
+        """Stop every engine. Calls in flight should have ended before; what is left of them is cut off."""
+        self._closed = True
+        for handle in (self._alarm, self._flush):
+            if handle is not None:
+                handle.cancel()
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        await asyncio.gather(*(cluster.aclose() for cluster in self._clusters.values()), return_exceptions=True)
+        if self._journal is not None:
+            self._journal.close()
+
+    def ready(self) -> list[str]:
+        """The pools that have no engine to work with; empty when the gateway is ready."""
+        now = self.now()
+        return [
+            pool
+            for pool in self.pools
+            if not any(engine.usable(now) for engine in self.dispatcher.fleet.serving(pool))
+        ]
+
+    # --- events in, actions out -------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        """Feed one event to the dispatcher and carry out what it answers."""
+        now = self.now()
+        actions = self.dispatcher.handle(event, now)
+        if self._journal is not None:
+            self._journal.record(event, actions, now)
+        for watch in self._watchers:
+            watch(event, actions)
+        for action in actions:
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Start() | Refused():
+                ticket = self._tickets.get(action.call)
+                if ticket is not None:
+                    ticket.deliver(action)
+            case Launch():
+                self._run(action.engine, partial(self._launch, action.pool, action.engine))
+            case Retire():
+                self._run(action.engine, partial(self._retire, action.pool, action.engine))
+            case Wake():
+                self._set_alarm(action.at)
+            case Abort():
+                pass  # whoever left is closing the attempt's connection itself, on its way out of `Engine.open`
+
+    @asynccontextmanager
+    async def ticket(self, call: Call) -> AsyncIterator[Ticket]:
+        """Put a call in its queue. On the way out everything that it held is given back, however it ended."""
+        ticket = self._tickets[call.id] = Ticket(call, self)
+        try:
+            self.handle(Arrived(call=call))
+            yield ticket
+        finally:
+            del self._tickets[call.id]
+            if not ticket.over:
+                self.handle(Left(call=call.id))
+
+    @asynccontextmanager
+    async def follow(self, call: Call, leader: str) -> AsyncIterator[Ticket]:
+        """As `ticket`, for a call that waits for another one's answer."""
+        ticket = Ticket(call, self)
+        try:
+            self.handle(Joined(call=call, leader=leader))
+            yield ticket
+        finally:
+            if not ticket.over:
+                self.handle(Left(call=call.id))
+
+    def recalled(self, call: Call, outcome: Outcome) -> None:
+        """Let the run's position advance by a call whose answer was known already."""
+        self.handle(Arrived(call=call, recalled=True))
+        self.handle(Finished(call=call.id, attempt=None, outcome=outcome))
+
+    # --- engines ----------------------------------------------------------------------------------------------
+
+    def _run(self, engine: str, job: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Start a job on an engine once the one before it on the same engine has ended."""
+        before = self._jobs.get(engine)
+        task = asyncio.create_task(_after(before, job), name=f"engine {engine}")
+        self._jobs[engine] = task
+        task.add_done_callback(lambda done: self._job_done(engine, done))
+
+    def _job_done(self, engine: str, task: asyncio.Task[None]) -> None:
+        if self._jobs.get(engine) is task:
+            del self._jobs[engine]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("engine job failed engine=%s", engine, exc_info=error)
+
+    async def _launch(self, pool: str, name: str) -> None:
+        began = self.now()
+        try:
+            engine = await self._clusters[pool].start(name)
+        except BackendError as error:
+            _log.warning("engine did not start pool=%s engine=%s reason=%s", pool, name, error)
+            self.handle(EngineGone(engine=name))
+            return
+        self.engines[name] = engine
+        _log.info("engine up pool=%s engine=%s seconds=%.2f", pool, name, self.now() - began)
+        self.handle(EngineUp(engine=name, limits=self.pools[pool].limits))
+
+    async def _retire(self, pool: str, name: str) -> None:
+        engine = self.engines.pop(name, None)
+        if engine is not None:
+            await engine.aclose()
+        await self._clusters[pool].stop(name)
+        _log.info("engine stopped pool=%s engine=%s", pool, name)
+
+    def _set_alarm(self, at: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_later(max(0.0, at - self.now()), self.handle, Woken())
+
+    def _keep_flushing(self) -> None:
+        if self._journal is not None:
+            self._journal.flush()
+            self._flush = asyncio.get_running_loop().call_later(1.0, self._keep_flushing)
+
+
+async def _after(before: asyncio.Task[None] | None, job: Callable[[], Coroutine[None, None, None]]) -> None:
+    if before is not None:
+        await asyncio.wait([before])
+    await job()

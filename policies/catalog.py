@@ -1,0 +1,112 @@
+"""The one list of policies that a configuration can name: slot, name, class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
+
+from policies.admission import PredictedWait, QueueBound
+from policies.priority import Edf, Fcfs, LeastSlack
+from policies.protocols import Admission, Filter, Picker, Priority, Scorer
+from policies.routing.filters import KvBelow, Untried
+from policies.routing.pickers import Best, TwoChoices
+from policies.routing.pipeline import Pipeline
+from policies.routing.scorers import FreeWork, LeastRunning, OwnPool, PrefixAffinity, RoundRobin
+
+CATALOG: Mapping[str, Mapping[str, type]] = MappingProxyType(
+    {
+        "priority": MappingProxyType({"fcfs": Fcfs, "edf": Edf, "least_slack": LeastSlack}),
+        "admission": MappingProxyType({"queue_bound": QueueBound, "predicted_wait": PredictedWait}),
+        "filters": MappingProxyType({"untried": Untried, "kv_below": KvBelow}),
+        "scorers": MappingProxyType(
+            {
+                "prefix_affinity": PrefixAffinity,
+                "free_work": FreeWork,
+                "least_running": LeastRunning,
+                "round_robin": RoundRobin,
+                "own_pool": OwnPool,
+            }
+        ),
+        "picker": MappingProxyType({"best": Best, "two_choices": TwoChoices}),
+    }
+)
+
+
+class UnknownPolicy(ValueError):
+    """A name or a parameter that the catalog does not have; the message lists what it has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A policy as a configuration names it. `weight` is that of a scorer."""
+
+    name: str
+    params: tuple[tuple[str, float], ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySet:
+    """The policies of one pool, by name: what a journal needs to make them again."""
+
+    priority: Named = Named(name="least_slack")
+    admission: Named = Named(name="predicted_wait")
+    filters: tuple[Named, ...] = ()
+    scorers: tuple[Named, ...] = (
+        Named(name="prefix_affinity", weight=2.0),
+        Named(name="free_work", weight=1.0),
+    )
+    picker: Named = Named(name="best")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """The policies of one pool, made."""
+
+    priority: Priority
+    admission: Admission
+    routing: Pipeline
+
+
+def parameters(slot: str, name: str) -> dict[str, str]:
+    """The parameters of a policy, each with its unit (`s` for seconds, empty for a plain number)."""
+    fields = dataclasses.fields(_lookup(slot, name))
+    return {field.name: str(field.metadata.get("unit", "")) for field in fields}
+
+
+def make(slot: str, named: Named) -> object:
+    """The policy that a configuration names. Raises UnknownPolicy."""
+    made = _lookup(slot, named.name)
+    known = parameters(slot, named.name)
+    for param, value in named.params:
+        if param not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UnknownPolicy(f"policy {named.name!r} has no parameter {param!r} ({has})")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UnknownPolicy(f"parameter {param!r} of policy {named.name!r} must be a number")
+    return made(**dict(named.params))
+
+
+def make_all(chosen: PolicySet) -> Policies:
+    """The policies of one pool. `untried` always filters: a failed engine is not asked again for the same call."""
+    filters = [make("filters", named) for named in chosen.filters if named.name != "untried"]
+    return Policies(
+        priority=cast(Priority, make("priority", chosen.priority)),
+        admission=cast(Admission, make("admission", chosen.admission)),
+        routing=Pipeline(
+            filters=(Untried(), *cast(Sequence[Filter], filters)),
+            scorers=tuple((named.weight, cast(Scorer, make("scorers", named))) for named in chosen.scorers),
+            picker=cast(Picker, make("picker", chosen.picker)),
+        ),
+    )
+
+
+def _lookup(slot: str, name: str) -> Any:
+    if slot not in CATALOG:
+        raise UnknownPolicy(f"no policy slot {slot!r} (there are {', '.join(CATALOG)})")
+    if name not in CATALOG[slot]:
+        raise UnknownPolicy(f"no {slot} policy named {name!r} (there are {', '.join(CATALOG[slot])})")
+    return CATALOG[slot][name]

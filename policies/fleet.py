@@ -1,0 +1,185 @@
+"""The engines of all pools: how many there are and shall be, which of them may be given a call.
+
+Rules: a pool grows by reviving draining engines before launching new ones; it shrinks by draining the least
+loaded; a draining engine goes when it is empty; an engine that keeps failing before its first byte is left out
+for a while, but never the last usable one of its pool; an engine that ended unasked is replaced, with growing
+pauses while launches fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from policies.events import Action, EngineUp, Launch, Reported, Retire
+from policies.pool import EngineState, PoolSpec, lending
+
+RELAUNCH_FIRST, RELAUNCH_LONGEST = 0.5, 30.0
+"""Seconds before a failed launch is tried again, doubling from the first to the longest."""
+
+
+@dataclass(slots=True)
+class _Roster:
+    spec: PoolSpec
+    engines: dict[str, EngineState] = field(default_factory=dict)
+    target: int = 0
+    named: int = 0
+    launch_failures: int = 0
+    launch_after: float = 0.0
+
+    def staying(self) -> list[EngineState]:
+        return [engine for engine in self.engines.values() if engine.status in ("starting", "ready")]
+
+
+class Fleet:
+    """Every engine by name and by pool. Owned by the dispatcher; changes come back as actions to carry out."""
+
+    def __init__(self, specs: Mapping[str, PoolSpec]) -> None:
+        self._rosters = {name: _Roster(spec) for name, spec in specs.items()}
+        self._engines: dict[str, EngineState] = {}
+        self._lenders = {name: spec.lenders or (name,) for name, spec in specs.items()}
+        self.borrowers = lending(specs)
+
+    def __iter__(self) -> Iterator[EngineState]:
+        return iter(self._engines.values())
+
+    def get(self, engine: str) -> EngineState | None:
+        return self._engines.get(engine)
+
+    def of(self, pool: str) -> list[EngineState]:
+        """A pool's own engines, whatever their state."""
+        return list(self._rosters[pool].engines.values())
+
+    def serving(self, pool: str) -> list[EngineState]:
+        """The engines that may take a pool's calls, own before borrowed."""
+        return [engine for lender in self._lenders[pool] for engine in self._rosters[lender].engines.values()]
+
+    def target(self, pool: str) -> int:
+        return self._rosters[pool].target
+
+    def stranded(self, pool: str) -> bool:
+        """Whether a pool's calls have no engine to wait for, not even one that is starting."""
+        return not any(self._rosters[lender].staying() for lender in self._lenders[pool])
+
+    def scaled(self, pool: str, engines: int, now: float) -> list[Action]:
+        """Set how many engines a pool shall have, within its bounds."""
+        roster = self._rosters[pool]
+        roster.target = roster.spec.clamp(engines)
+        roster.launch_failures, roster.launch_after = 0, 0.0
+        return self.reconcile(pool, now)
+
+    def drained(self, engine: str) -> list[Action]:
+        """Take one engine out of service for good once it is empty; the pool's target goes down with it."""
+        state = self._engines.get(engine)
+        if state is None or state.status in ("draining", "gone"):
+            return []
+        roster = self._rosters[state.pool]
+        roster.target = max(0, roster.target - 1)
+        return self._drain(state)
+
+    def up(self, event: EngineUp) -> list[Action]:
+        """An engine is ready; one that was drained while it started goes at once."""
+        state = self._engines.get(event.engine)
+        if state is None:
+            return []
+        state.limits = event.limits
+        if state.status == "starting":
+            state.status = "ready"
+        roster = self._rosters[state.pool]
+        roster.launch_failures, roster.launch_after = 0, 0.0
+        return self.retire_if_empty(state)
+
+    def gone(self, engine: str, now: float) -> list[Action]:
+        """An engine has ended, and is replaced if the pool wants as many as before. It is forgotten when the last
+        of its calls has been heard of: each of them ends by an event of its own."""
+        state = self._engines.get(engine)
+        if state is None:
+            return []
+        roster = self._rosters[state.pool]
+        if state.status == "starting":
+            pause = min(RELAUNCH_LONGEST, RELAUNCH_FIRST * 2**roster.launch_failures)
+            roster.launch_failures += 1
+            roster.launch_after = now + pause
+        state.status = "gone"
+        return self.retire_if_empty(state) + self.reconcile(state.pool, now)
+
+    def reported(self, event: Reported, now: float) -> None:
+        state = self._engines.get(event.engine)
+        if state is None:
+            return
+        if event.alive:
+            state.kv_use = event.kv_use
+            state.reported_running = event.running
+            state.reported_waiting = event.waiting
+        else:
+            self.failed(state, now)
+
+    def failed(self, state: EngineState, now: float) -> None:
+        """Count a failure before the first byte, and leave the engine out where others can do its work."""
+        if state.failed(now) and any(other is not state and other.usable(now) for other in self.serving(state.pool)):
+            state.eject(now)
+
+    def reconcile(self, pool: str, now: float) -> list[Action]:
+        """Launch, revive or drain until the pool has as many engines as it shall have."""
+        roster = self._rosters[pool]
+        actions: list[Action] = []
+        missing = roster.target - len(roster.staying())
+        for state in roster.engines.values():
+            if missing > 0 and state.status == "draining":
+                state.status = "ready"
+                missing -= 1
+        if now >= roster.launch_after:
+            actions += [self._launch(roster) for _ in range(missing)]
+        if missing < 0:
+            by_load = sorted(roster.staying(), key=lambda state: (state.status == "ready", state.work))
+            for state in by_load[:-missing]:
+                actions += self._drain(state)
+        return actions
+
+    def retire_if_empty(self, state: EngineState) -> list[Action]:
+        """End an engine on its way out that has nothing left to do."""
+        if state.status not in ("draining", "gone") or state.slots:
+            return []
+        del self._engines[state.name]
+        del self._rosters[state.pool].engines[state.name]
+        return [Retire(pool=state.pool, engine=state.name)]
+
+    def woken(self, now: float) -> list[Action]:
+        """Try again what was put off."""
+        actions: list[Action] = []
+        for pool, roster in self._rosters.items():
+            if roster.launch_after and now >= roster.launch_after:
+                roster.launch_after = 0.0
+                actions += self.reconcile(pool, now)
+        return actions
+
+    def next_turn(self, now: float) -> float | None:
+        """When an engine may be tried again, or a launch: the moment to be woken at."""
+        turns = [state.ejected_until for state in self if state.ejected_until > now]
+        turns += [roster.launch_after for roster in self._rosters.values() if roster.launch_after > now]
+        return min(turns, default=None)
+
+    def _launch(self, roster: _Roster) -> Launch:
+        name = f"{roster.spec.name}/{roster.named}"
+        roster.named += 1
+        state = EngineState(name=name, pool=roster.spec.name, limits=roster.spec.limits)
+        self._engines[name] = roster.engines[name] = state
+        return Launch(pool=roster.spec.name, engine=name)
+
+    def _drain(self, state: EngineState) -> list[Action]:
+        state.status = "draining"
+        return self.retire_if_empty(state)
+
+
+def groups(borrowers: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """For each pool, the pools that are joined to it by shared engines, directly or through others."""
+    joined_to: dict[str, tuple[str, ...]] = {}
+    for pool in borrowers:
+        joined, todo = {pool}, [pool]
+        while todo:
+            here = todo.pop()
+            near = {*borrowers[here], *(other for other, takers in borrowers.items() if here in takers)}
+            todo += near - joined
+            joined |= near
+        joined_to[pool] = tuple(name for name in borrowers if name in joined)
+    return joined_to

@@ -1,0 +1,79 @@
+"""The questions that a policy may answer: one protocol each, every argument handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from policies.calls import Call, Estimate
+from policies.pool import EngineView, PoolView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """Where a run stands when one of its calls arrives. `first` means that this call opens the run."""
+
+    deadline: float | None
+    started: float
+    calls: int
+    first: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A call's place in its queue, written so that it does not move with the clock.
+
+    `start` sorts, lower first. From `lost_at` on the call can no longer make its deadline and stands behind those
+    that can; from `starve_at` on it stands before all others. `bucket` is the same order as one integer, for the
+    engine's own queue.
+    """
+
+    start: tuple[float, ...]
+    bucket: int
+    lost_at: float | None = None
+    starve_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """The call may wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """The call may not wait; `retry_after` seconds from now it might."""
+
+    late: bool
+    retry_after: float
+
+
+class Priority(Protocol):
+    """Who is next in a queue."""
+
+    def key(self, call: Call, estimate: Estimate, run: RunView) -> Key: ...
+
+
+class Admission(Protocol):
+    """Whether a run may begin. Asked at a run's first call only."""
+
+    def decide(self, call: Call, estimate: Estimate, run: RunView, pool: PoolView, now: float) -> Admit | Refuse: ...
+
+
+class Filter(Protocol):
+    """Which engines may take a call."""
+
+    def keep(self, call: Call, engine: EngineView) -> bool: ...
+
+
+class Scorer(Protocol):
+    """How well an engine suits a call: 0 worst, 1 best, compared among the engines at hand."""
+
+    def score(self, call: Call, engine: EngineView, others: Sequence[EngineView]) -> float: ...
+
+
+class Picker(Protocol):
+    """Which of the scored engines takes the call."""
+
+    def pick(self, scored: Sequence[tuple[float, EngineView]], rng: Random) -> EngineView: ...

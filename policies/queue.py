@@ -1,0 +1,122 @@
+"""The calls that wait at one stage, in three heaps: starved before live before lost.
+
+A call's key is fixed when it arrives; only the passing of `starve_at` and `lost_at` moves it between heaps, and
+that is looked at when the head is asked for. Entries that left stay in their heap until they surface or until
+they outnumber the living.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+
+from policies.calls import Call, Estimate
+from policies.protocols import Key
+
+STARVED, LIVE, LOST = 0, 1, 2
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """One call in a queue. `tried` are the engines that have failed it; `order` breaks ties, first come first."""
+
+    call: Call
+    estimate: Estimate
+    key: Key
+    order: int
+    deadline: float | None
+    visit: int
+    since: float
+    tried: set[str] = field(default_factory=set)
+    stamp: int = 0
+    rank: int = LIVE
+    queued: bool = False
+
+    def place(self) -> tuple[int, tuple[float, ...], int]:
+        """What it is compared by, across queues."""
+        return self.rank, self.key.start, self.order
+
+
+_Item = tuple[tuple[float, ...], int, int, Waiting]
+
+
+class StageQueue:
+    """A priority queue of waiting calls with removal and change of key."""
+
+    def __init__(self) -> None:
+        self._heaps: tuple[list[_Item], list[_Item], list[_Item]] = ([], [], [])
+        self._turns: list[tuple[float, int, int, int, Waiting]] = []
+        self._count = 0
+        self.body_bytes = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, entry: Waiting, now: float) -> None:
+        """Add a call that is not queued."""
+        assert not entry.queued
+        entry.queued = True
+        self._count += 1
+        self.body_bytes += entry.call.body_bytes
+        self._place(entry, now)
+
+    def remove(self, entry: Waiting) -> None:
+        """Take a queued call out, wherever it stands."""
+        assert entry.queued
+        entry.queued = False
+        entry.stamp += 1
+        self._count -= 1
+        self.body_bytes -= entry.call.body_bytes
+        if sum(map(len, self._heaps)) + len(self._turns) > 6 * self._count + 64:
+            self._compact()
+
+    def rekey(self, entry: Waiting, key: Key, now: float) -> None:
+        """Give a queued call another key."""
+        entry.key = key
+        self._place(entry, now)
+
+    def head(self, now: float) -> Waiting | None:
+        """The call to serve next; it stays in the queue."""
+        self._advance(now)
+        for heap in self._heaps:
+            while heap:
+                entry = heap[0][3]
+                if entry.queued and heap[0][2] == entry.stamp:
+                    return entry
+                heapq.heappop(heap)
+        return None
+
+    def _place(self, entry: Waiting, now: float) -> None:
+        entry.stamp += 1
+        key = entry.key
+        starve = math.inf if key.starve_at is None else key.starve_at
+        lost = math.inf if key.lost_at is None else key.lost_at
+        rank = STARVED if now >= starve else LOST if now >= lost else LIVE
+        self._file(entry, rank)
+        if rank != STARVED:
+            for moment, then in ((starve, STARVED), (lost, LOST)):
+                if now < moment < math.inf:
+                    heapq.heappush(self._turns, (moment, entry.order, entry.stamp, then, entry))
+
+    def _file(self, entry: Waiting, rank: int) -> None:
+        entry.rank = rank
+        heapq.heappush(self._heaps[rank], (entry.key.start, entry.order, entry.stamp, entry))
+
+    def _advance(self, now: float) -> None:
+        turns = self._turns
+        while turns and turns[0][0] <= now:
+            _, _, stamp, then, entry = heapq.heappop(turns)
+            if not entry.queued or stamp != entry.stamp or entry.rank in (STARVED, then):
+                continue
+            entry.stamp += 1  # the old place is still in its heap: a new stamp makes it void
+            self._file(entry, then)
+            if then == LOST and entry.key.starve_at is not None:
+                heapq.heappush(turns, (entry.key.starve_at, entry.order, entry.stamp, STARVED, entry))
+
+    def _compact(self) -> None:
+        for heap in self._heaps:
+            heap[:] = [item for item in heap if item[3].queued and item[2] == item[3].stamp]
+            heapq.heapify(heap)
+        self._turns[:] = [turn for turn in self._turns if turn[4].queued and turn[2] == turn[4].stamp]
+        heapq.heapify(self._turns)

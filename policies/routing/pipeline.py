@@ -1,0 +1,33 @@
+"""Filter, score, pick: the three steps that choose an engine among those with room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from policies.calls import Call
+from policies.pool import EngineView
+from policies.protocols import Filter, Picker, Scorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """The routing policy of a pool: filters, weighted scorers, a picker."""
+
+    filters: tuple[Filter, ...]
+    scorers: tuple[tuple[float, Scorer], ...]
+    picker: Picker
+
+    def choose(self, call: Call, engines: Sequence[EngineView], rng: Random) -> EngineView | None:
+        """The engine that takes the call, or None where the filters leave none."""
+        kept = [engine for engine in engines if all(rule.keep(call, engine) for rule in self.filters)]
+        if not kept:
+            return None
+        if len(kept) == 1:
+            return kept[0]
+        scored = [
+            (sum(weight * scorer.score(call, engine, kept) for weight, scorer in self.scorers), engine)
+            for engine in kept
+        ]
+        return self.picker.pick(scored, rng)
