@@ -8,6 +8,7 @@ following another call. Each way out of a place gives back what the place held.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -39,8 +40,8 @@ from policies.events import (
 from policies.fleet import Fleet, groups
 from policies.pool import EngineState, EngineView, PoolSpec, PoolView, Slot
 from policies.profiles import Profiles
-from policies.protocols import Admit, Key
-from policies.queue import LOST, StageQueue, Waiting
+from policies.protocols import Admit
+from policies.queue import LOST, StageQueues, Waiting
 from policies.routing.prefix import PrefixIndex
 from policies.runs import Run, Runs
 from policies.slack import slack
@@ -66,7 +67,10 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class _Tracked:
-    """Where one call is: `attempt` and `engine` as it runs, `entry.queued` as it waits, `leader` as it follows."""
+    """Where one call is: `attempt` and `engine` as it runs, `entry.queued` as it waits, `leader` as it follows.
+
+    `trouble` is how its last attempt failed.
+    """
 
     call: Call
     run: Run
@@ -76,10 +80,11 @@ class _Tracked:
     engine: str = ""
     attempts: int = 0
     leader: str | None = None
+    trouble: Reason = "broken"
 
 
 class Dispatcher:
-    """All scheduling state of a gateway. Policies are given per pool; the first of `specs` order decides ties."""
+    """All scheduling state of a gateway. Policies are given per pool."""
 
     def __init__(
         self,
@@ -99,7 +104,7 @@ class Dispatcher:
         self.runs = Runs(limit=limits.runs, idle=limits.run_idle)
         self.profiles = Profiles(pools, workflows)
         self.prefixes = PrefixIndex(limits.prefix_blocks)
-        self._queues: dict[str, dict[str, StageQueue]] = {name: {} for name in pools}
+        self._queues = {name: StageQueues() for name in pools}
         self._calls: dict[str, _Tracked] = {}
         self._retries = dict.fromkeys(pools, RETRY_FIRST)
         self._groups = groups(self.fleet.borrowers)
@@ -115,7 +120,7 @@ class Dispatcher:
             case Arrived():
                 touched = self._arrived(event, now, out)
             case Joined():
-                self._joined(event, now)
+                touched = self._joined(event, now)
             case FirstToken():
                 touched = self._first_token(event)
             case Finished():
@@ -123,7 +128,7 @@ class Dispatcher:
             case Failed():
                 touched = self._failed(event, now, out)
             case Left():
-                touched = self._left(event, out)
+                touched = self._left(event, now, out)
             case _:
                 touched = self._fleet_event(event, now, out)
         for group in dict.fromkeys(self._groups[pool] for pool in touched):
@@ -139,12 +144,12 @@ class Dispatcher:
     def pool_view(self, pool: str, now: float) -> PoolView:
         """A pool as admission and the admin API see it."""
         spec = self._specs[pool]
-        queues = self._queues[pool].values()
+        queues = self._queues[pool]
         usable = [engine for engine in self.fleet.serving(pool) if engine.usable(now)]
         return PoolView(
             name=pool,
-            waiting=sum(len(queue) for queue in queues),
-            waiting_bytes=sum(queue.body_bytes for queue in queues),
+            waiting=len(queues),
+            waiting_bytes=queues.body_bytes,
             queue_calls=spec.queue_calls,
             queue_bytes=spec.queue_bytes,
             running=sum(len(engine.slots) for engine in usable),
@@ -153,8 +158,8 @@ class Dispatcher:
         )
 
     def waiting_by_stage(self, pool: str) -> dict[str, int]:
-        """How many calls wait in a pool, by stage."""
-        return {stage: len(queue) for stage, queue in self._queues[pool].items()}
+        """How many calls wait in a pool, by stage; those of stages without a queue of their own under ''."""
+        return self._queues[pool].by_stage()
 
     @property
     def calls(self) -> int:
@@ -168,13 +173,12 @@ class Dispatcher:
         tracked, estimate = self._enter(call, now)
         if event.recalled:
             return ()
-        policies, pool = self._policies[call.pool], self.pool_view(call.pool, now)
         if self.fleet.stranded(call.pool):
-            self._refuse(tracked, "no_engine", pool.mean_service, out)
+            self._refuse(tracked, "no_engine", self.profiles.mean_service(call.pool), out)
             return ()
-        view = tracked.run.view()
+        policies, view = self._policies[call.pool], tracked.run.view()
         if view.first:
-            verdict = policies.admission.decide(call, estimate, view, pool, now)
+            verdict = policies.admission.decide(call, estimate, view, self.pool_view(call.pool, now), now)
             if not isinstance(verdict, Admit):
                 self._refuse(tracked, "late" if verdict.late else "queue_full", verdict.retry_after, out)
                 return ()
@@ -189,18 +193,21 @@ class Dispatcher:
             since=now,
         )
         self._retries[call.pool] = min(RETRY_MOST, self._retries[call.pool] + RETRY_SHARE)
-        self._enqueue(tracked.entry, now)
+        self._queues[call.pool].push(tracked.entry, now)
         return (call.pool,)
 
-    def _joined(self, event: Joined, now: float) -> None:
+    def _joined(self, event: Joined, now: float) -> Sequence[str]:
         tracked, estimate = self._enter(event.call, now)
         tracked.leader = event.leader
         leader = self._calls.get(event.leader)
         if leader is None or leader.entry is None or not leader.entry.queued:
-            return
-        key: Key = self._policies[leader.call.pool].priority.key(event.call, estimate, tracked.run.view())
-        if key.start < leader.entry.key.start:
-            self._queues[leader.call.pool][leader.call.stage].rekey(leader.entry, key, now)
+            return ()
+        entry = leader.entry
+        key = self._policies[leader.call.pool].priority.key(event.call, estimate, tracked.run.view())
+        joint = entry.key.joined(key)
+        if joint != entry.key:
+            self._queues[leader.call.pool].rekey(entry, joint, now)
+        return (leader.call.pool,)
 
     def _first_token(self, event: FirstToken) -> Sequence[str]:
         tracked = self._current(event.call, event.attempt)
@@ -219,10 +226,13 @@ class Dispatcher:
         touched: Sequence[str] = ()
         if event.attempt is not None:
             engine = self._engine_of(tracked)
-            touched = self._release(tracked, out)
+            touched = self._release(tracked, now, out)
             if outcome.fate in ("ok", "error", "empty"):
                 engine.succeeded()
                 self.profiles.observe(call, tracked.visit, outcome)
+        elif tracked.entry is not None:
+            self._queues[tracked.call.pool].remove(tracked.entry)
+            touched = (call.pool,)
         self._forget(tracked, outcome.fate)
         return touched
 
@@ -231,33 +241,36 @@ class Dispatcher:
         if tracked is None or tracked.entry is None:
             return ()
         pool, engine = tracked.call.pool, self._engine_of(tracked)
-        touched = self._release(tracked, out)
+        touched = self._release(tracked, now, out)
         if event.trouble != "overloaded":
             self.fleet.failed(engine, now)
         tracked.entry.tried.add(engine.name)
+        tracked.trouble = event.trouble
         spent = tracked.attempts >= self._limits.attempts or self._retries[pool] < 1.0
-        if event.final or spent or not self._untried(tracked.entry, now):
+        if event.final or spent:
             self._refuse(tracked, event.trouble, None if event.final else 1.0, out)
         else:
             self._retries[pool] -= 1.0
-            self._enqueue(tracked.entry, now)
-        return (*touched, pool)
+            self._wait_or_give_up(tracked.entry, now, out)
+        return touched
 
-    def _left(self, event: Left, out: list[Action]) -> Sequence[str]:
+    def _left(self, event: Left, now: float, out: list[Action]) -> Sequence[str]:
         tracked = self._calls.get(event.call)
         if tracked is None:
             return ()
         touched: Sequence[str] = ()
         if tracked.attempt is not None:
             out.append(Abort(call=event.call, attempt=tracked.attempt))
-            touched = self._release(tracked, out)
-        elif tracked.entry is not None and tracked.entry.queued:
-            self._dequeue(tracked.entry)
+            touched = self._release(tracked, now, out)
+        elif tracked.entry is not None:
+            self._queues[tracked.call.pool].remove(tracked.entry)
             touched = (tracked.call.pool,)
-        self._forget(tracked, "cancelled")
+        # A follower may come again under its own name, when its leader is refused: it has not begun yet.
+        self._forget(tracked, "cancelled" if tracked.leader is None else None)
         return touched
 
     def _enter(self, call: Call, now: float) -> tuple[_Tracked, Estimate]:
+        assert call.id not in self._calls
         run, visit = self.runs.enter(call, self._workflows.get(call.workflow), now)
         tracked = self._calls[call.id] = _Tracked(call=call, run=run, visit=visit)
         return tracked, self.profiles.estimate(call, visit, run.calls - 1)
@@ -266,8 +279,8 @@ class Dispatcher:
         call = tracked.call
         del self._calls[call.id]
         workflow = self._workflows.get(call.workflow)
-        over = workflow is not None and call.stage in workflow.stages and workflow.ends(call.stage) >= 1.0
-        self.runs.leave(call, fate, over=over)
+        last = workflow is not None and call.stage in workflow.stages and workflow.ends(call.stage) >= 1.0
+        self.runs.leave(call, fate, over=last and fate == "ok")
 
     def _refuse(self, tracked: _Tracked, reason: Reason, retry_after: float | None, out: list[Action]) -> None:
         out.append(Refused(call=tracked.call.id, reason=reason, retry_after=retry_after))
@@ -275,44 +288,45 @@ class Dispatcher:
 
     # --- queues -----------------------------------------------------------------------------------------------
 
-    def _enqueue(self, entry: Waiting, now: float) -> None:
-        queues = self._queues[entry.call.pool]
-        queue = queues.get(entry.call.stage)
-        if queue is None:
-            queue = queues[entry.call.stage] = StageQueue()
-        queue.push(entry, now)
-
-    def _dequeue(self, entry: Waiting) -> None:
-        queues = self._queues[entry.call.pool]
-        queue = queues[entry.call.stage]
-        queue.remove(entry)
-        if not len(queue):
-            del queues[entry.call.stage]
-
     def _serve(self, group: Sequence[str], now: float, out: list[Action]) -> None:
         """Start the best waiting calls of pools that share engines, until none of them can be placed.
 
         A call that finds no room keeps the engines that it could use: no call behind it gets them, or a large
-        one would wait for ever.
+        one would wait for ever. One that has failed elsewhere keeps fewer, so those behind it may pass.
         """
         kept: set[str] = set()
-        stuck: set[int] = set()
-        while any(engine.name not in kept and engine.has_room(0) for p in group for engine in self.fleet.of(p)):
-            heads = [
-                head
-                for pool in group
-                for queue in self._queues[pool].values()
-                if id(queue) not in stuck and (head := queue.head(now)) is not None
-            ]
-            if not heads:
-                return
-            head = min(heads, key=Waiting.place)
+        if not self.fleet.has_room(group, kept, now):
+            return
+        queues = [queue for pool in group for queue in self._queues[pool].lines()]
+        heads = [(head.place(), queue) for queue in queues if (head := queue.head(now)) is not None]
+        heapq.heapify(heads)
+        passed: list[Waiting] = []
+        while heads and self.fleet.has_room(group, kept, now):
+            queue = heapq.heappop(heads)[1]
+            head = queue.head(now)
+            assert head is not None
             choice = self._route(head, kept, now)
             if choice is not None:
                 self._start(head, choice, now, out)
             else:
-                stuck.add(id(self._queues[head.call.pool][head.call.stage]))
-                kept.update(engine.name for engine in self.fleet.serving(head.call.pool))
+                serving = self.fleet.serving(head.call.pool)
+                kept.update(engine.name for engine in serving if engine.name not in head.tried)
+                if not head.tried:
+                    continue
+                self._queues[head.call.pool].remove(head)
+                passed.append(head)
+            if (following := queue.head(now)) is not None:
+                heapq.heappush(heads, (following.place(), queue))
+        for entry in passed:
+            self._wait_or_give_up(entry, now, out)
+
+    def _wait_or_give_up(self, entry: Waiting, now: float, out: list[Action]) -> None:
+        """Go on waiting for an engine that has not failed this call yet, as long as there is one."""
+        if self._untried(entry, now):
+            self._queues[entry.call.pool].push(entry, now)
+        else:
+            tracked = self._calls[entry.call.id]
+            self._refuse(tracked, tracked.trouble, 1.0, out)
 
     def _route(self, entry: Waiting, kept: set[str], now: float) -> EngineView | None:
         call = entry.call
@@ -331,7 +345,7 @@ class Dispatcher:
 
     def _start(self, entry: Waiting, choice: EngineView, now: float, out: list[Action]) -> None:
         call = entry.call
-        self._dequeue(entry)
+        self._queues[entry.call.pool].remove(entry)
         tracked, engine = self._calls[call.id], self.fleet.get(choice.name)
         assert engine is not None
         self._attempt += 1
@@ -354,13 +368,13 @@ class Dispatcher:
             )
         )
 
-    def _release(self, tracked: _Tracked, out: list[Action]) -> Sequence[str]:
+    def _release(self, tracked: _Tracked, now: float, out: list[Action]) -> Sequence[str]:
         """Give back the slot of a running call; returns the pools that may use it now."""
         engine = self._engine_of(tracked)
         assert tracked.attempt is not None
         engine.give_back(tracked.attempt)
         tracked.attempt, tracked.engine = None, ""
-        out += self.fleet.retire_if_empty(engine)
+        out += self.fleet.settle(engine, now)
         return self.fleet.borrowers[engine.pool]
 
     def _untried(self, entry: Waiting, now: float) -> bool:
@@ -389,15 +403,16 @@ class Dispatcher:
         match event:
             case Reported():
                 self.fleet.reported(event, now)
-                pools = ()
+                engine = self.fleet.get(event.engine)
+                pools = () if engine is None else self.fleet.borrowers[engine.pool]
             case Scaled():
                 out += self.fleet.scaled(event.pool, event.engines, now)
             case Drained():
-                out += self.fleet.drained(event.engine)
+                out += self.fleet.drained(event.engine, now)
             case EngineUp():
                 if self.fleet.get(event.engine) is not None:
                     self.prefixes.add_engine(event.engine)
-                out += self.fleet.up(event)
+                self.fleet.up(event)
             case EngineGone():
                 out += self.fleet.gone(event.engine, now)
             case Woken():
@@ -411,9 +426,9 @@ class Dispatcher:
         for pool, queues in self._queues.items():
             if not queues or not self.fleet.stranded(pool):
                 continue
-            for queue in list(queues.values()):
+            for queue in queues.lines():
                 while (entry := queue.head(now)) is not None:
-                    self._dequeue(entry)
+                    self._queues[entry.call.pool].remove(entry)
                     self._refuse(self._calls[entry.call.id], "no_engine", 1.0, out)
 
     def _plan_wake(self, now: float, out: list[Action]) -> None:

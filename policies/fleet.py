@@ -1,14 +1,15 @@
 """The engines of all pools: how many there are and shall be, which of them may be given a call.
 
 Rules: a pool grows by reviving draining engines before launching new ones; it shrinks by draining the least
-loaded; a draining engine goes when it is empty; an engine that keeps failing before its first byte is left out
+loaded; a draining engine goes when it is empty, and one that was told to go is not revived; draining engines
+count towards the pool's maximum; an engine that keeps failing before its first byte is left out
 for a while, but never the last usable one of its pool; an engine that ended unasked is replaced, with growing
 pauses while launches fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.events import Action, EngineUp, Launch, Reported, Retire
@@ -59,7 +60,15 @@ class Fleet:
 
     def stranded(self, pool: str) -> bool:
         """Whether a pool's calls have no engine to wait for, not even one that is starting."""
-        return not any(self._rosters[lender].staying() for lender in self._lenders[pool])
+        return not any(engine.status in ("starting", "ready") for engine in self.serving(pool))
+
+    def has_room(self, pools: Iterable[str], kept: Container[str], now: float) -> bool:
+        """Whether some engine of these pools may take a call, those left out that are kept for another."""
+        return any(
+            engine.has_room(0) and engine.usable(now) and engine.name not in kept
+            for pool in pools
+            for engine in self._rosters[pool].engines.values()
+        )
 
     def scaled(self, pool: str, engines: int, now: float) -> list[Action]:
         """Set how many engines a pool shall have, within its bounds."""
@@ -68,26 +77,27 @@ class Fleet:
         roster.launch_failures, roster.launch_after = 0, 0.0
         return self.reconcile(pool, now)
 
-    def drained(self, engine: str) -> list[Action]:
+    def drained(self, engine: str, now: float) -> list[Action]:
         """Take one engine out of service for good once it is empty; the pool's target goes down with it."""
         state = self._engines.get(engine)
-        if state is None or state.status in ("draining", "gone"):
+        if state is None or state.status == "gone" or state.for_good:
             return []
-        roster = self._rosters[state.pool]
-        roster.target = max(0, roster.target - 1)
-        return self._drain(state)
+        if state.status != "draining":
+            roster = self._rosters[state.pool]
+            roster.target = max(0, roster.target - 1)
+        state.status, state.for_good = "draining", True
+        return self.settle(state, now)
 
-    def up(self, event: EngineUp) -> list[Action]:
-        """An engine is ready; one that was drained while it started goes at once."""
+    def up(self, event: EngineUp) -> None:
+        """An engine is ready. One that was drained while it started is not known any more."""
         state = self._engines.get(event.engine)
         if state is None:
-            return []
+            return
         state.limits = event.limits
         if state.status == "starting":
             state.status = "ready"
         roster = self._rosters[state.pool]
         roster.launch_failures, roster.launch_after = 0, 0.0
-        return self.retire_if_empty(state)
 
     def gone(self, engine: str, now: float) -> list[Action]:
         """An engine has ended, and is replaced if the pool wants as many as before. It is forgotten when the last
@@ -96,12 +106,12 @@ class Fleet:
         if state is None:
             return []
         roster = self._rosters[state.pool]
-        if state.status == "starting":
+        if state.status == "starting" and now >= roster.launch_after:
             pause = min(RELAUNCH_LONGEST, RELAUNCH_FIRST * 2**roster.launch_failures)
             roster.launch_failures += 1
             roster.launch_after = now + pause
         state.status = "gone"
-        return self.retire_if_empty(state) + self.reconcile(state.pool, now)
+        return self._retired(state) + self.reconcile(state.pool, now)
 
     def reported(self, event: Reported, now: float) -> None:
         state = self._engines.get(event.engine)
@@ -116,7 +126,10 @@ class Fleet:
 
     def failed(self, state: EngineState, now: float) -> None:
         """Count a failure before the first byte, and leave the engine out where others can do its work."""
-        if state.failed(now) and any(other is not state and other.usable(now) for other in self.serving(state.pool)):
+        if state.failed(now) and all(
+            any(other is not state and other.usable(now) for other in self.serving(pool))
+            for pool in self.borrowers[state.pool]
+        ):
             state.eject(now)
 
     def reconcile(self, pool: str, now: float) -> list[Action]:
@@ -125,19 +138,25 @@ class Fleet:
         actions: list[Action] = []
         missing = roster.target - len(roster.staying())
         for state in roster.engines.values():
-            if missing > 0 and state.status == "draining":
+            if missing > 0 and state.status == "draining" and not state.for_good:
                 state.status = "ready"
                 missing -= 1
         if now >= roster.launch_after:
-            actions += [self._launch(roster) for _ in range(missing)]
+            alive = sum(state.status != "gone" for state in roster.engines.values())
+            actions += [self._launch(roster) for _ in range(min(missing, roster.spec.maximum - alive))]
         if missing < 0:
             by_load = sorted(roster.staying(), key=lambda state: (state.status == "ready", state.work))
             for state in by_load[:-missing]:
-                actions += self._drain(state)
+                state.status = "draining"
+                actions += self._retired(state)
         return actions
 
-    def retire_if_empty(self, state: EngineState) -> list[Action]:
-        """End an engine on its way out that has nothing left to do."""
+    def settle(self, state: EngineState, now: float) -> list[Action]:
+        """End an engine on its way out that has nothing left to do; its place may be wanted for another."""
+        retired = self._retired(state)
+        return retired + self.reconcile(state.pool, now) if retired else []
+
+    def _retired(self, state: EngineState) -> list[Action]:
         if state.status not in ("draining", "gone") or state.slots:
             return []
         del self._engines[state.name]
@@ -165,10 +184,6 @@ class Fleet:
         state = EngineState(name=name, pool=roster.spec.name, limits=roster.spec.limits)
         self._engines[name] = roster.engines[name] = state
         return Launch(pool=roster.spec.name, engine=name)
-
-    def _drain(self, state: EngineState) -> list[Action]:
-        state.status = "draining"
-        return self.retire_if_empty(state)
 
 
 def groups(borrowers: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

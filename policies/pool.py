@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -81,7 +80,10 @@ class EngineView:
 
 @dataclass(slots=True)
 class EngineState:
-    """One engine: its attempts, its committed work, its health. Owned by the dispatcher."""
+    """One engine: its attempts, its committed work, its health. Owned by the dispatcher.
+
+    `for_good` marks one that was told to go, as against one that its pool can spare for now.
+    """
 
     name: str
     pool: str
@@ -96,6 +98,7 @@ class EngineState:
     ejections: int = 0
     ejected_until: float = 0.0
     last_start: int = 0
+    for_good: bool = False
 
     def usable(self, now: float) -> bool:
         """Whether it may be given a call at all, room aside."""
@@ -149,7 +152,7 @@ class EngineState:
     def failed(self, now: float) -> bool:
         """Count a failure before the first byte; True when it is time to take the engine out."""
         self.failures += 1
-        return self.failures >= EJECT_AFTER and now >= self.ejected_until
+        return self.failures >= EJECT_AFTER and self.usable(now)
 
     def eject(self, now: float) -> float:
         """Take the engine out of routing; returns the time at which it may be tried again."""
@@ -173,11 +176,13 @@ class PoolView:
 
     @property
     def predicted_wait(self) -> float:
-        """Seconds until a call that joins the queue now starts: what stands before it, over the pool's rate."""
-        if self.slots <= 0:
-            return math.inf
-        ahead = self.waiting + max(0, self.running - self.slots + 1)
-        return ahead * self.mean_service / self.slots
+        """Seconds until a call that joins the queue now starts: what stands before it, over the pool's rate.
+
+        While no engine is usable nobody knows; then the rate is that of a single slot, so that it stays a number.
+        """
+        slots = max(1, self.slots)
+        ahead = self.waiting + max(0, self.running - slots + 1)
+        return ahead * self.mean_service / slots
 
 
 def lending(specs: Mapping[str, PoolSpec]) -> dict[str, tuple[str, ...]]:

@@ -35,6 +35,17 @@ class Key:
     lost_at: float | None = None
     starve_at: float | None = None
 
+    def joined(self, other: Key) -> Key:
+        """The place of two calls that wait for the same answer: as soon as either, lost when both are."""
+        lost = None if self.lost_at is None or other.lost_at is None else max(self.lost_at, other.lost_at)
+        starve = [moment for moment in (self.starve_at, other.starve_at) if moment is not None]
+        return Key(
+            start=min(self.start, other.start),
+            bucket=min(self.bucket, other.bucket),
+            lost_at=lost,
+            starve_at=min(starve, default=None),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Admit:

@@ -1,8 +1,9 @@
-"""The calls that wait at one stage, in three heaps: starved before live before lost.
+"""The calls that wait in a pool, by stage; at each stage in three heaps: starved before live before lost.
 
 A call's key is fixed when it arrives; only the passing of `starve_at` and `lost_at` moves it between heaps, and
-that is looked at when the head is asked for. Entries that left stay in their heap until they surface or until
-they outnumber the living.
+that is looked at when the head is asked for. The starved are served in the order in which they became so: were
+it their key, those of little urgency would go on starving. Entries that left stay in their heap until they
+surface or until they outnumber the living.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from policies.calls import Call, Estimate
 from policies.protocols import Key
 
 STARVED, LIVE, LOST = 0, 1, 2
+LINES = 64
+"""Stages of a pool that have a queue of their own; those beyond share one, as stage names come from clients."""
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One call in a queue. `tried` are the engines that have failed it; `order` breaks ties, first come first."""
+    """One call in a queue. `tried` are the engines that have failed it; `order` breaks ties, first come first.
+
+    `line` is the name of the queue that it stands in: its stage, or '' where that has none of its own.
+    """
 
     call: Call
     estimate: Estimate
@@ -29,12 +35,15 @@ class Waiting:
     visit: int
     since: float
     tried: set[str] = field(default_factory=set)
+    line: str = ""
     stamp: int = 0
     rank: int = LIVE
     queued: bool = False
 
     def place(self) -> tuple[int, tuple[float, ...], int]:
         """What it is compared by, across queues."""
+        if self.rank == STARVED and self.key.starve_at is not None:
+            return self.rank, (self.key.starve_at,), self.order
         return self.rank, self.key.start, self.order
 
 
@@ -48,7 +57,6 @@ class StageQueue:
         self._heaps: tuple[list[_Item], list[_Item], list[_Item]] = ([], [], [])
         self._turns: list[tuple[float, int, int, int, Waiting]] = []
         self._count = 0
-        self.body_bytes = 0
 
     def __len__(self) -> int:
         return self._count
@@ -58,7 +66,6 @@ class StageQueue:
         assert not entry.queued
         entry.queued = True
         self._count += 1
-        self.body_bytes += entry.call.body_bytes
         self._place(entry, now)
 
     def remove(self, entry: Waiting) -> None:
@@ -67,14 +74,13 @@ class StageQueue:
         entry.queued = False
         entry.stamp += 1
         self._count -= 1
-        self.body_bytes -= entry.call.body_bytes
-        if sum(map(len, self._heaps)) + len(self._turns) > 6 * self._count + 64:
-            self._compact()
+        self._compact_if_sparse()
 
     def rekey(self, entry: Waiting, key: Key, now: float) -> None:
         """Give a queued call another key."""
         entry.key = key
         self._place(entry, now)
+        self._compact_if_sparse()
 
     def head(self, now: float) -> Waiting | None:
         """The call to serve next; it stays in the queue."""
@@ -101,7 +107,8 @@ class StageQueue:
 
     def _file(self, entry: Waiting, rank: int) -> None:
         entry.rank = rank
-        heapq.heappush(self._heaps[rank], (entry.key.start, entry.order, entry.stamp, entry))
+        _, start, order = entry.place()
+        heapq.heappush(self._heaps[rank], (start, order, entry.stamp, entry))
 
     def _advance(self, now: float) -> None:
         turns = self._turns
@@ -114,9 +121,56 @@ class StageQueue:
             if then == LOST and entry.key.starve_at is not None:
                 heapq.heappush(turns, (entry.key.starve_at, entry.order, entry.stamp, STARVED, entry))
 
-    def _compact(self) -> None:
+    def _compact_if_sparse(self) -> None:
+        """Throw out what is void once it outnumbers the living; each of these has up to three valid places."""
+        if sum(map(len, self._heaps)) + len(self._turns) <= 6 * self._count + 64:
+            return
         for heap in self._heaps:
             heap[:] = [item for item in heap if item[3].queued and item[2] == item[3].stamp]
             heapq.heapify(heap)
         self._turns[:] = [turn for turn in self._turns if turn[4].queued and turn[2] == turn[4].stamp]
         heapq.heapify(self._turns)
+
+
+class StageQueues:
+    """The queues of one pool: one for each stage at which calls wait, as long as they do."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, StageQueue] = {}
+        self._count = 0
+        self.body_bytes = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, entry: Waiting, now: float) -> None:
+        """Add a call that is not queued at its stage."""
+        stage = entry.call.stage
+        entry.line = stage if stage in self._queues or len(self._queues) < LINES else ""
+        queue = self._queues.get(entry.line)
+        if queue is None:
+            queue = self._queues[entry.line] = StageQueue()
+        queue.push(entry, now)
+        self._count += 1
+        self.body_bytes += entry.call.body_bytes
+
+    def remove(self, entry: Waiting) -> None:
+        """Take a queued call out."""
+        queue = self._queues[entry.line]
+        queue.remove(entry)
+        if not queue:
+            del self._queues[entry.line]
+        self._count -= 1
+        self.body_bytes -= entry.call.body_bytes
+
+    def rekey(self, entry: Waiting, key: Key, now: float) -> None:
+        """Give a queued call another key."""
+        self._queues[entry.line].rekey(entry, key, now)
+
+    def lines(self) -> list[StageQueue]:
+        """The queues at this moment, none of them empty."""
+        return list(self._queues.values())
+
+    def by_stage(self) -> dict[str, int]:
+        """How many calls wait in each queue, by its name."""
+        return {line: len(queue) for line, queue in self._queues.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from policies.calls import Call, Fate
 from policies.protocols import RunView
@@ -38,6 +39,10 @@ class Run:
     def view(self) -> RunView:
         return RunView(deadline=self.deadline, started=self.started, calls=self.calls, first=self.calls <= 1)
 
+    def counter(self, stage: str) -> str:
+        """The name under which the visits to a stage are counted."""
+        return stage if stage in self.visits or len(self.visits) < STAGES else ""
+
 
 class Runs:
     """The runs in flight, least recently seen first. `limit` bounds how many are kept, `idle` for how long.
@@ -58,7 +63,6 @@ class Runs:
 
     def enter(self, call: Call, workflow: Workflow | None, now: float) -> tuple[Run, int]:
         """Note that a call has arrived; returns its run and the visit that this is to its stage."""
-        self._forget(now)
         key = (call.tenant, call.run)
         run = self._runs.get(key)
         if run is None:
@@ -75,10 +79,11 @@ class Runs:
         run.calls += 1
         run.open.add(call.id)
         self._note_tool(run, call, workflow)
-        stage = call.stage if call.stage in run.visits or len(run.visits) < STAGES else ""
+        stage = run.counter(call.stage)
         run.visits[stage] = visit = call.visit or run.visits.get(stage, 0) + 1
         run.position, run.fate = call.stage, None
         run.declared_over = run.declared_over or call.final
+        self._forget(now)
         return run, visit
 
     def leave(self, call: Call, fate: Fate | None, *, over: bool = False) -> None:
@@ -90,7 +95,8 @@ class Runs:
         run.open.discard(call.id)
         if fate is None:
             run.calls -= 1
-            run.visits[call.stage] = max(0, run.visits.get(call.stage, 1) - 1)
+            stage = run.counter(call.stage)
+            run.visits[stage] = max(0, run.visits.get(stage, 1) - 1)
         else:
             run.history.append((call.stage, fate))
             if run.position == call.stage:
@@ -114,15 +120,9 @@ class Runs:
     def _forget(self, now: float) -> None:
         """Drop runs from the idle end: those unseen for too long, and the oldest beyond the limit."""
         over = len(self._runs) - self._limit
-        for key, run in list(self._oldest(max(over + 1, 2))):
+        for key, run in list(islice(self._runs.items(), max(over + 1, 2))):
             if run.open:
                 self._runs.move_to_end(key)
             elif over > 0 or now - run.seen > self._idle:
                 del self._runs[key]
                 over -= 1
-
-    def _oldest(self, count: int) -> Iterator[tuple[RunKey, Run]]:
-        for index, item in enumerate(self._runs.items()):
-            if index >= count:
-                return
-            yield item

@@ -1,0 +1,116 @@
+"""Which tokens answer an ask: the echo it wants, what the script says, or seeded text of the length asked for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import orjson
+import xxhash
+
+from backends.emulated.asks import Ask
+from backends.emulated.script import Rule, Script
+from backends.emulated.tokens import TOKEN_BYTES, call_parts, cut, pieces, whole_tokens
+
+DEFAULT_LENGTH = 64
+WORDS = (
+    "the a of to and in is for that with on as by from at it this each which are or "
+    "query table column row value order region sales month total result plan index schema "
+    "shows counts groups joins returns filters follows holds reads gives small large first last"
+)
+
+
+class Piece(NamedTuple):
+    """What one token adds to the answer: content, the head of a tool call (its name), or more of its arguments."""
+
+    kind: Literal["content", "call", "arguments"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`pieces` has one entry for each token, None where it shows nothing; `data` is their bytes in the KV cache."""
+
+    pieces: tuple[Piece | None, ...]
+    data: bytes
+    finish: Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """An answer before it is cut to its length; `endless` ones would go on for as long as they may."""
+
+    content: str
+    call: tuple[str, str] | None = None
+    tokens: int = 0
+    endless: bool = False
+
+
+def answer(ask: Ask, script: Script, seed: int, room: int) -> Answer:
+    """The answer, of at most `room` tokens; the same ask always has the same one."""
+    rule = None if ask.echo else script.find(ask.prompt.text)
+    if ask.echo:
+        draft = _echo(ask.echo, ask.max_tokens)
+    elif rule:
+        draft = _scripted(rule, ask.tools)
+    else:
+        draft = _seeded(ask, seed, room)
+    return _tokenize(_stopped(draft, ask.stop), min(room, ask.max_tokens or room))
+
+
+def _echo(text: str, length: int | None) -> _Draft:
+    if length is None:
+        return _Draft(content=text)
+    repeats = length * TOKEN_BYTES // len(text.encode()) + 1
+    return _Draft(content=cut(text * repeats, length), endless=True)
+
+
+def _scripted(rule: Rule, tools: frozenset[str]) -> _Draft:
+    if rule.tool is None:
+        return _Draft(content=rule.say, tokens=rule.tokens)
+    if rule.tool in tools:
+        call = (rule.tool, orjson.dumps(rule.arguments).decode())
+        return _Draft(content=rule.say, call=call, tokens=rule.tokens)
+    sql = rule.arguments.get("sql")
+    if isinstance(sql, str):
+        block = f"```sql\n{sql}\n```"
+    else:
+        block = f"```json\n{orjson.dumps(rule.arguments).decode()}\n```"
+    return _Draft(content=f"{rule.say}\n{block}" if rule.say else block, tokens=rule.tokens)
+
+
+def _seeded(ask: Ask, seed: int, room: int) -> _Draft:
+    length = min(ask.max_tokens or DEFAULT_LENGTH, room)
+    chance = random.Random(f"{seed} {ask.seed} {xxhash.xxh3_64_intdigest(ask.prompt.data)}")  # noqa: S311 - text, no secret
+    # The shortest word and its blank fill two bytes, so this many words are always enough.
+    words = chance.choices(WORDS.split(), k=length * TOKEN_BYTES // 2 + 1)
+    return _Draft(content=cut(" ".join(words), length), endless=True)
+
+
+def _stopped(draft: _Draft, stops: tuple[str, ...]) -> _Draft:
+    """The draft up to the first stop text, without it."""
+    ends = [end for stop in stops if (end := draft.content.find(stop)) >= 0]
+    if not ends:
+        return draft
+    return replace(draft, content=draft.content[: min(ends)], call=None, endless=False)
+
+
+def _tokenize(draft: _Draft, limit: int) -> Answer:
+    shown: list[Piece | None] = [Piece("content", text) if text else None for text in pieces(draft.content)]
+    data = whole_tokens(draft.content)
+    if draft.call:
+        head, arguments, tail = call_parts(*draft.call)
+        # The name is known when the head is complete, so the head's last token shows it and the others nothing.
+        shown += [None] * (len(pieces(head)) - 1)
+        shown.append(Piece("call", draft.call[0]))
+        shown += [Piece("arguments", text) if text else None for text in pieces(arguments)]
+        shown += [None] * len(pieces(tail))
+        data += whole_tokens(head) + whole_tokens(arguments) + whole_tokens(tail)
+    silent = max(draft.tokens, 1) - len(shown)
+    if silent > 0:
+        shown[:0] = [None] * silent
+        data = b"\0" * (silent * TOKEN_BYTES) + data
+    if len(shown) > limit or draft.endless:
+        return Answer(tuple(shown[:limit]), data[: limit * TOKEN_BYTES], "length")
+    return Answer(tuple(shown), data, "tool_calls" if draft.call else "stop")

@@ -1,0 +1,37 @@
+"""Failures on demand: which trouble a request asks for, so that whoever calls engines can be tested against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backends.emulated.asks import Refusal
+
+HEADER = "x-emulated-fault"
+PLAIN = ("refuse", "hang", "die_before", "html")
+COUNTED = ("die_after", "stall_after", "garbage_after", "status")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`refuse`, `hang`, `die_before`, `html`; with a number `die_after`, `stall_after`, `garbage_after`, `status`."""
+
+    kind: str
+    number: int = 0
+
+    @property
+    def midway(self) -> bool:
+        """It happens within an answer, after `number` of its events."""
+        return self.kind.endswith("_after")
+
+
+def read_fault(header: str | None) -> Fault | None:
+    """The fault that the header asks for. Raises Refusal for one that does not exist."""
+    if header is None:
+        return None
+    kind, _, number = header.partition("=")
+    if kind in PLAIN and not number:
+        return Fault(kind)
+    if kind in COUNTED and number.isascii() and number.isdigit() and (kind != "status" or 200 <= int(number) < 600):
+        return Fault(kind, int(number))
+    known = ", ".join([*PLAIN, *(f"{name}=N" for name in COUNTED)])
+    raise Refusal(400, "BadRequestError", f"no fault {header!r} (known: {known})", HEADER)

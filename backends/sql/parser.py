@@ -1,0 +1,103 @@
+"""Reads statements in a helper process: a hostile text can hold a core for seconds or exhaust the C stack."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import orjson
+
+from backends.base import BackendError
+from backends.sql.process import Child, Service, serve
+from policies.sql import SqlRefused, Statement, check_size, read_statement
+
+_START: Final = 20.0
+
+
+class Parser:
+    """`policies.sql.read_statement`, one text at a time, off the event loop. Starts its process when first used."""
+
+    def __init__(self, *, timeout: float = 2.0) -> None:
+        self._timeout = timeout
+        self._turn = asyncio.Lock()
+        self._child: Child | None = None
+        self._reads: set[asyncio.Task[bytes]] = set()
+
+    async def start(self) -> None:
+        """Start the process now, so that the first text does not wait for it. Raises BackendError."""
+        async with self._turn:
+            await self._ready()
+
+    async def read(self, text: str, dialect: str = "duckdb") -> Statement:
+        """Raises SqlRefused; BackendError when the helper process cannot be started."""
+        check_size(text)
+        request = orjson.dumps([text.encode(errors="replace").decode(), dialect])
+        # The read goes on when its caller leaves: it is short, and its answer must not meet the next question.
+        read = asyncio.create_task(self._ask(request))
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+        answer = orjson.loads(await asyncio.shield(read))
+        if "refused" in answer:
+            raise SqlRefused(answer["refused"], answer["code"])
+        return Statement(
+            canonical=answer["canonical"],
+            tables=frozenset(answer["tables"]),
+            deterministic=answer["deterministic"],
+            unlimited=answer["unlimited"],
+        )
+
+    async def aclose(self) -> None:
+        """End the process. Idempotent."""
+        for read in self._reads:
+            read.cancel()
+        await asyncio.gather(*self._reads, return_exceptions=True)
+        await self._drop()
+
+    async def _ask(self, request: bytes) -> bytes:
+        async with self._turn:
+            child = await self._ready()
+            try:
+                return await child.ask(request, self._timeout)
+            except BackendError:
+                await self._drop()
+                raise SqlRefused("the statement is too complex to be read", "too_complex") from None
+
+    async def _ready(self) -> Child:
+        if self._child is None:
+            self._child = await Child.spawn(__name__, b"parser", timeout=_START)
+        return self._child
+
+    async def _drop(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.kill()
+
+
+class Reading:
+    """What the helper process does."""
+
+    def handle(self, request: bytes) -> bytes:
+        text, dialect = orjson.loads(request)
+        try:
+            statement = read_statement(text, dialect=dialect)
+        except SqlRefused as refusal:
+            return orjson.dumps({"refused": str(refusal), "code": refusal.code})
+        return orjson.dumps(
+            {
+                "canonical": statement.canonical,
+                "tables": sorted(statement.tables),
+                "deterministic": statement.deterministic,
+                "unlimited": statement.unlimited,
+            }
+        )
+
+    def interrupt(self) -> None:
+        """Nothing: a read is short, and the parent kills what is not."""
+
+
+def start(_configuration: bytes) -> Service:
+    return Reading()
+
+
+if __name__ == "__main__":
+    serve(start)

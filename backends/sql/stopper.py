@@ -1,0 +1,58 @@
+"""Interrupts a statement at its deadline."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Interruptible(Protocol):
+    def interrupt(self) -> None: ...
+
+
+class Stopper:
+    """One thread that interrupts what runs too long.
+
+    It does so again and again until the statement ends: an interrupt that comes before the engine has begun is
+    lost without a trace.
+    """
+
+    def __init__(self, *, every: float = 0.02) -> None:
+        self._every = every
+        self._changed = threading.Condition()
+        self._running: Interruptible | None = None
+        self._stop_at = math.inf
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextmanager
+    def limit(self, statement: Interruptible, seconds: float) -> Iterator[None]:
+        """Let the statement run for so many seconds."""
+        with self._changed:
+            self._running, self._stop_at = statement, time.monotonic() + seconds
+            self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running = None
+
+    def stop(self) -> None:
+        """Interrupt what runs now, if anything does."""
+        with self._changed:
+            self._stop_at = -math.inf
+            self._changed.notify()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while True:
+                if self._running is None:
+                    self._changed.wait()
+                elif (left := self._stop_at - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                else:
+                    self._running.interrupt()
+                    self._changed.wait(self._every)

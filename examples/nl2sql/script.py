@@ -1,0 +1,67 @@
+"""Writes `script.json`, which says what an emulated engine answers at each stage of the example.
+
+An entry lists the rules of one question. A rule holds for one task and for prompts that quote certain texts, and the
+first one that fits gives the reply: what an engine says depends on its prompt alone. The fixer therefore repairs the
+statement that it is shown, for the reason that it is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from examples.nl2sql.questions import Mistake, Question, load
+
+FILE = Path(__file__).with_name("script.json")
+TASKS = {
+    "generate": "# Task: write the query",
+    "verify": "# Task: judge the answer",
+    "fix": "# Task: repair the query",
+}
+
+Rule = dict[str, object]
+
+
+def script(questions: Iterable[Question]) -> dict[str, object]:
+    """The document for these questions."""
+    return {
+        "tasks": TASKS,
+        "marker": "Question:",
+        "entries": {question.text: _rules(question) for question in questions},
+    }
+
+
+def render(questions: Iterable[Question]) -> str:
+    """The text of the file for these questions."""
+    return json.dumps(script(questions), indent=1, ensure_ascii=False) + "\n"
+
+
+def _rules(question: Question) -> list[Rule]:
+    mistakes = question.mistakes
+    attempts = [mistake.sql for mistake in mistakes]
+    attempts.append(attempts[0] if question.unrepairable else question.gold)
+    rules: list[Rule] = [{"task": "generate", "call": _call(attempts[0])}]
+    for mistake, following in zip(mistakes, attempts[1:], strict=True):
+        rules.append({"task": "fix", "quotes": _quotes(mistake), "call": _call(following)})
+    for mistake in mistakes:
+        if mistake.kind == "rows":
+            rules.append({"task": "verify", "quotes": [mistake.sql], "say": f"WRONG: {mistake.quote}"})
+    rules.append({"task": "verify", "say": "OK: the statement says what the question asks, and the rows fit."})
+    return rules
+
+
+def _quotes(mistake: Mistake) -> list[str]:
+    """What the fixer's prompt must hold: the statement, and what was said about it where that wording is certain."""
+    if mistake.kind == "empty":
+        return [mistake.sql, "returned no rows"]
+    return [text for text in (mistake.sql, mistake.quote) if text]
+
+
+def _call(sql: str) -> dict[str, object]:
+    return {"name": "execute_sql", "arguments": {"sql": sql}}
+
+
+if __name__ == "__main__":
+    FILE.write_text(render(load()), encoding="utf-8")
+    print(FILE)

@@ -1,0 +1,165 @@
+"""The admin API: what the pools, engines and runs are doing, and how many engines there shall be.
+
+It feeds events and reads views; it edits no state. Without a configured token none of its paths exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.access import Access
+from gateway.monitor import Monitor
+from gateway.openai.errors import ApiError, bad_request, not_found
+from gateway.runtime import Runtime
+from policies.events import Drained, Scaled
+from policies.pool import EngineState
+
+RUNS_SHOWN = 1000
+Json = dict[str, Any]
+
+
+class AdminApi:
+    """The routes under `/admin`."""
+
+    def __init__(self, *, access: Access, runtime: Runtime, monitor: Monitor) -> None:
+        self._access = access
+        self._runtime = runtime
+        self._monitor = monitor
+
+    def routes(self) -> list[Route]:
+        """The routes, each behind the token; none where no token is configured."""
+        if not self._access.has_admin:
+            return []
+        table: list[tuple[str, str, Callable[[Request], Awaitable[Json]]]] = [
+            ("GET", "/admin/pools", self._pools),
+            ("GET", "/admin/pools/{pool}", self._pool),
+            ("POST", "/admin/pools/{pool}/scale", self._scale),
+            ("GET", "/admin/engines", self._engines),
+            ("POST", "/admin/engines/{pool}/{number}/drain", self._drain),
+            ("GET", "/admin/runs", self._runs),
+        ]
+        return [Route(path, self._guarded(serve), methods=[method]) for method, path, serve in table]
+
+    def _guarded(self, serve: Callable[[Request], Awaitable[Json]]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                self._access.require_admin(request.scope["headers"])
+                return Response(orjson.dumps(await serve(request)), media_type="application/json")
+            except ApiError as error:
+                return Response(
+                    error.body(), error.status, headers=dict(error.headers), media_type="application/json"
+                )
+
+        return endpoint
+
+    async def _pools(self, request: Request) -> Json:
+        return {"pools": [self._told(name) for name in self._runtime.pools]}
+
+    async def _pool(self, request: Request) -> Json:
+        return self._told(self._named(request))
+
+    async def _engines(self, request: Request) -> Json:
+        return {"engines": [self._engine(state) for state in self._runtime.dispatcher.fleet]}
+
+    async def _scale(self, request: Request) -> Json:
+        pool = self._named(request)
+        spec = self._runtime.pools[pool]
+        engines = _engines_of(await _body(request))
+        if not spec.minimum <= engines <= spec.maximum:
+            raise bad_request(
+                f"engines: pool '{pool}' may have {spec.minimum} to {spec.maximum} engines", param="engines"
+            )
+        self._runtime.handle(Scaled(pool=pool, engines=engines))
+        return self._told(pool)
+
+    async def _drain(self, request: Request) -> Json:
+        name = f"{request.path_params['pool']}/{request.path_params['number']}"
+        state = self._runtime.dispatcher.fleet.get(name)
+        if state is None:
+            raise not_found("engine", name, [engine.name for engine in self._runtime.dispatcher.fleet])
+        self._runtime.handle(Drained(engine=name))
+        return self._told(state.pool)
+
+    async def _runs(self, request: Request) -> Json:
+        now = self._runtime.now()
+        runs = self._runtime.dispatcher.runs
+        shown = [
+            {
+                "id": run.key[1],
+                "tenant": run.key[0],
+                "workflow": run.workflow,
+                "stage": run.position,
+                "visits": dict(run.visits),
+                "calls": run.calls,
+                "open_calls": len(run.open),
+                "age_s": round(now - run.started, 3),
+                "deadline_in_s": None if run.deadline is None else round(run.deadline - now, 3),
+                "history": [{"stage": stage, "outcome": fate} for stage, fate in run.history],
+            }
+            for _, run in zip(range(RUNS_SHOWN), reversed(list(runs)), strict=False)
+        ]
+        return {"total": len(runs), "runs": shown}
+
+    def _named(self, request: Request) -> str:
+        pool: str = request.path_params["pool"]
+        if pool not in self._runtime.pools:
+            raise not_found("pool", pool, self._runtime.pools)
+        return pool
+
+    def _told(self, pool: str) -> Json:
+        spec, dispatcher = self._runtime.pools[pool], self._runtime.dispatcher
+        view = dispatcher.pool_view(pool, self._runtime.now())
+        return {
+            "name": pool,
+            "kind": spec.kind,
+            "model": spec.model or None,
+            "min": spec.minimum,
+            "max": spec.maximum,
+            "target": dispatcher.fleet.target(pool),
+            "waiting": view.waiting,
+            "waiting_bytes": view.waiting_bytes,
+            "waiting_by_stage": dispatcher.waiting_by_stage(pool),
+            "running": view.running,
+            "mean_service_s": round(view.mean_service, 4),
+            "engines": [self._engine(state) for state in dispatcher.fleet.of(pool)],
+        }
+
+    def _engine(self, state: EngineState) -> Json:
+        report = self._monitor.reports.get(state.name)
+        ejected = state.ejected_until - self._runtime.now()
+        return {
+            "name": state.name,
+            "pool": state.pool,
+            "state": "ejected" if ejected > 0 else state.status,
+            "running": len(state.slots),
+            "queued": report.waiting if report is not None else 0,
+            "committed_work": state.work,
+            "kv_use": state.kv_use,
+            "prefix_blocks": self._runtime.dispatcher.prefixes.blocks(state.name),
+            "counters": dict(report.counters) if report is not None else {},
+        }
+
+
+async def _body(request: Request) -> Json:
+    try:
+        async with asyncio.timeout(10):
+            document = orjson.loads(await request.body())
+    except (orjson.JSONDecodeError, TimeoutError):
+        raise bad_request("the body is not valid JSON", code="invalid_json") from None
+    if not isinstance(document, dict):
+        raise bad_request("the body must be a JSON object", code="invalid_json")
+    return document
+
+
+def _engines_of(document: Json) -> int:
+    engines = document.get("engines")
+    if type(engines) is not int:
+        raise bad_request("engines: must be a whole number", param="engines")
+    return engines

@@ -1,0 +1,121 @@
+"""What an engine's answer used and how it ended: counted from its events or its body, and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from backends.base import BackendError
+from gateway.attempts import Attempt
+from gateway.openai import sse
+from gateway.openai.errors import ApiError, broken, interrupted
+from gateway.runtime import Runtime, Ticket
+from policies.calls import Fate
+
+Json = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Tokens:
+    """An answer's tokens, from its usage where the engine sends it, else one for each event with content."""
+
+    events: int = 0
+    prompt: int = 0
+    output: int = 0
+    cached: int | None = None
+    done: bool = False
+
+    def count(self, event: bytes) -> None:
+        """Take in one event of a stream. Raises ApiError for what is no event of a completion."""
+        chunk = sse.chunk_of(event)
+        if chunk is None:
+            self.done = self.done or sse.data(event) is not None
+            return
+        if chunk.get("error"):
+            raise interrupted("the engine reported an error in the middle of its answer")
+        self.events += 1
+        self.read(chunk.get("usage"))
+
+    def read(self, usage: object) -> None:
+        """Take in a `usage` object, whatever it holds."""
+        if not isinstance(usage, dict):
+            return
+        self.prompt = _int(usage.get("prompt_tokens"))
+        self.output = _int(usage.get("completion_tokens"))
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
+            self.cached = details["cached_tokens"]
+
+
+def finished(runtime: Runtime, ticket: Ticket, attempt: Attempt, tokens: Tokens, fate: Fate = "ok") -> None:
+    """Report the end of an attempt that came to one."""
+    outcome = attempt.outcome(
+        runtime.now(),
+        fate=fate,
+        prompt=tokens.prompt,
+        output=tokens.output or tokens.events,
+        cached=tokens.cached,
+    )
+    ticket.finished(attempt.start.attempt, outcome)
+
+
+@contextmanager
+def cut_short(ticket: Ticket, attempt: Attempt) -> Iterator[None]:
+    """Report an attempt that breaks off inside the block, and raise what the client is told (ApiError)."""
+    try:
+        yield
+    except BackendError as error:
+        ticket.failed(attempt.start.attempt, error.trouble, final=True)
+        raise interrupted(str(error)) from error
+    except ApiError:
+        ticket.failed(attempt.start.attempt, "broken", final=True)
+        raise
+
+
+def whole_answer(runtime: Runtime, ticket: Ticket, attempt: Attempt) -> Tokens:
+    """Report the end of an attempt whose body is there, and say what it used. Raises ApiError 502 for no JSON."""
+    tokens = Tokens()
+    if attempt.status == 200:
+        try:
+            document = orjson.loads(attempt.body)
+        except orjson.JSONDecodeError:
+            ticket.failed(attempt.start.attempt, "broken", final=True)
+            raise broken("the engine's answer is not valid JSON") from None
+        tokens.read(document.get("usage") if isinstance(document, dict) else None)
+    finished(runtime, ticket, attempt, tokens, "ok" if attempt.status == 200 else "error")
+    return tokens
+
+
+def message_of(body: bytes) -> Json:
+    """The message in a whole chat reply. Raises ApiError 502 where there is none."""
+    document = orjson.loads(body)
+    try:
+        message = document["choices"][0]["message"]
+    except (KeyError, IndexError, TypeError):
+        message = None
+    if not isinstance(message, dict):
+        raise broken("the engine's answer holds no message")
+    return message
+
+
+def usage(prompt: int, output: int, cached: int) -> Json:
+    """The `usage` of a reply that the gateway puts together; in tokens."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def as_event(chunk: Json) -> bytes:
+    """A chunk as an event of a stream."""
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+def _int(value: object) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,166 @@
+"""The ASGI application: routes, what is checked before them, and the life of everything behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.asgi import Out
+from gateway.gateway import Gateway
+from gateway.identity import split_path
+from gateway.metrics import CONTENT_TYPE
+from gateway.openai.errors import (
+    ApiError,
+    bad_request,
+    headers_too_large,
+    not_found,
+    unavailable,
+    wrong_method,
+)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(gateway: Gateway) -> ASGIApp:
+    """The application for a gateway that `compose` has built; its lifespan starts and stops it."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with gateway.running():
+            yield
+
+    app = Starlette(routes=_routes(gateway), lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    return Edge(app, gateway)
+
+
+class Edge:
+    """What every request meets first: limits on its headers, and the place that its path names.
+
+    `/w/nl2sql/s/fix/v1/…` becomes `/v1/…`, with workflow and stage in the scope's state.
+    """
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._server = gateway.config.server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope["headers"])
+        except ApiError as error:
+            await Out(send).fail(error, [("connection", "close")])
+            return
+        place, path = split_path(scope["path"])
+        if place is not None:
+            state = {**scope.get("state", {}), "place": place}
+            scope = {**scope, "path": path, "raw_path": path.encode(), "state": state}
+        await self._app(scope, receive, send)
+
+    def _check(self, headers: list[tuple[bytes, bytes]]) -> None:
+        if len(headers) > self._server.max_header_count:
+            raise headers_too_large(f"more than {self._server.max_header_count} headers")
+        if sum(len(name) + len(value) for name, value in headers) > self._server.max_header:
+            raise headers_too_large(f"the headers are larger than {self._server.max_header} bytes")
+        if sum(name == b"host" for name, _ in headers) > 1:
+            raise bad_request("Host: is given twice", param="Host")
+
+
+def _routes(gateway: Gateway) -> list[Route]:
+    relay, sql = gateway.relay, gateway.sql
+    return [
+        Route("/v1/chat/completions", _Raw(relay.endpoint("chat")), methods=["POST"]),
+        Route("/v1/completions", _Raw(relay.endpoint("completions")), methods=["POST"]),
+        Route("/v1/sql", _Raw(sql.query), methods=["POST"]),
+        Route("/v1/databases", _Raw(sql.databases), methods=["GET"]),
+        Route("/v1/databases/{database}/schema", _Raw(sql.schema), methods=["GET"]),
+        Route("/v1/models", _models(gateway), methods=["GET"]),
+        Route("/v1/models/{model:path}", _models(gateway), methods=["GET"]),
+        Route("/health", _health, methods=["GET"]),
+        Route("/ready", _ready(gateway), methods=["GET"]),
+        Route("/metrics", _metrics(gateway), methods=["GET"]),
+        *gateway.admin.routes(),
+    ]
+
+
+class _Raw:
+    """A raw ASGI callable as an endpoint: Starlette wraps plain functions, and leaves other callables alone."""
+
+    def __init__(self, application: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._application(scope, receive, send)
+
+
+def _models(gateway: Gateway) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        try:
+            gateway.access.caller(request.scope["headers"])
+            listed = [
+                {"id": name, "object": "model", "created": gateway.started, "owned_by": "cortex"}
+                for name in gateway.directory.models()
+            ]
+            wanted = request.path_params.get("model")
+            if wanted is None:
+                return _json({"object": "list", "data": listed})
+            found = next((model for model in listed if model["id"] == wanted), None)
+            if found is None:
+                raise not_found("model", wanted, gateway.directory.models())
+            return _json(found)
+        except ApiError as error:
+            return _error(error)
+
+    return endpoint
+
+
+async def _health(_: Request) -> Response:
+    return _json({"status": "alive"})
+
+
+def _ready(gateway: Gateway) -> Endpoint:
+    async def endpoint(_: Request) -> Response:
+        if gateway.draining:
+            return _error(unavailable("the gateway is shutting down", retry_after=5.0))
+        missing = gateway.runtime.ready()
+        if missing:
+            return _error(unavailable(f"no engine is ready in: {', '.join(missing)}", retry_after=1.0))
+        return _json({"status": "ready"})
+
+    return endpoint
+
+
+def _metrics(gateway: Gateway) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        refusal = gateway.access.may_watch(request.scope["headers"])
+        if refusal is not None:
+            return _error(refusal)
+        return Response(gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    return endpoint
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What Starlette's router says, in OpenAI's words."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "").split(", ")
+        return _error(wrong_method(request.method, allowed))
+    return _error(not_found("path", request.url.path))
+
+
+def _json(document: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(document), status, media_type="application/json")
+
+
+def _error(error: ApiError) -> Response:
+    return Response(error.body(), error.status, headers=dict(error.headers), media_type="application/json")

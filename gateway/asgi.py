@@ -1,0 +1,126 @@
+"""Reading a request and writing a reply on bare ASGI, with an eye on whether the client is still there.
+
+Starlette and uvicorn do not tell an endpoint that waits that its client has left; here the wait for
+`http.disconnect` runs beside the endpoint and cancels it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from gateway.openai.errors import ApiError, timeout, too_large
+
+BODY_TIMEOUT = 30.0
+"""Seconds that a client may take between two pieces of its body."""
+JSON = ("content-type", "application/json")
+EVENT_STREAM = ("content-type", "text/event-stream; charset=utf-8")
+
+Pairs = Iterable[tuple[str, str]]
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before its answer was whole. Nobody is to blame, nothing is to be sent."""
+
+
+async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes:
+    """The whole body. Raises ApiError (413, 408) and ClientLeft. A declared length only serves to refuse early."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > most:
+            raise too_large(most)
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                message = await receive()
+        except TimeoutError:
+            raise timeout("the body did not arrive in time", code="request_timeout") from None
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > most:
+            raise too_large(most)
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+
+
+@asynccontextmanager
+async def while_present(receive: Receive) -> AsyncIterator[None]:
+    """Run the block while the client is there: its leaving cancels the block and comes out as ClientLeft.
+
+    For use after the body was read, and to be left before the last byte of the reply is sent: from then on the
+    server says `http.disconnect` for its own reasons.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch(), name="client watch")
+    try:
+        yield
+        if left:  # cancelled, but the block ended without another wait: take the cancellation here
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        if not left or task.uncancel():
+            raise
+        raise ClientLeft from None
+    finally:
+        watcher.cancel()
+
+
+class Out:
+    """One reply. `started` once its status is fixed: what goes wrong from then on travels inside the stream.
+
+    `said` are the headers that an error reply gets too, as soon as it is known whose call it is.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self.status = 0
+        self.said: Pairs = ()
+
+    async def whole(self, status: int, headers: Pairs, body: bytes) -> None:
+        """Send a reply whose body is known."""
+        await self.begin(status, [*headers, ("content-length", str(len(body)))])
+        await self.end(body)
+
+    async def begin(self, status: int, headers: Pairs) -> None:
+        """Send the head."""
+        self.started = True
+        self.status = status
+        raw = [(name.lower().encode("latin-1"), value.encode("utf-8")) for name, value in headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def write(self, piece: bytes) -> None:
+        """Send a piece of the body; waits while the client is slow to read."""
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def end(self, piece: bytes = b"") -> None:
+        """Send the last piece."""
+        await self._send({"type": "http.response.body", "body": piece, "more_body": False})
+
+    async def fail(self, error: ApiError, headers: Pairs = ()) -> None:
+        """Send an error: as the reply, or as the last event of a stream that has begun."""
+        if self.started:
+            await self.end(error.sse())
+        else:
+            await self.whole(error.status, [JSON, *self.said, *headers, *error.headers], error.body())
+
+    async def json(self, document: object, *, status: int = 200, headers: Pairs = ()) -> None:
+        """Send a JSON document."""
+        await self.whole(status, [JSON, *headers], orjson.dumps(document))

@@ -1,0 +1,173 @@
+"""One call's attempts: sends it where the dispatcher says, until an engine has begun to answer.
+
+Chooses no engine. What fails before the first content goes back to the dispatcher, which names another engine or
+gives up; from the first content on an attempt is final. Roles and blank deltas are held back until then, so that
+a stream can still be started elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from backends.base import BackendError, Reply, Request
+from gateway.openai import sse
+from gateway.openai.errors import ApiError, broken, refused, timeout, unavailable
+from gateway.runtime import RefusedCall, Runtime, Ticket
+from policies.calls import Fate, Outcome
+from policies.events import Start
+
+BODY_MOST = 64 * 1024 * 1024
+"""Bytes of a whole reply that are held; no honest engine answers more at once."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """An engine that has begun to answer: with `body` whole, or with `held` events and more to come in `rest`."""
+
+    start: Start
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    began: float
+    first_content: float
+    body: bytes = b""
+    held: list[bytes] = field(default_factory=list)
+    rest: AsyncIterator[list[bytes]] | None = None
+
+    def outcome(self, now: float, *, fate: Fate, prompt: int, output: int, cached: int | None) -> Outcome:
+        """The attempt as the scheduler learns from it; tokens as the engine counted them."""
+        return Outcome(
+            fate=fate,
+            queued=self.start.queued,
+            first_token=self.first_content - self.began,
+            total=now - self.began,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            cached_tokens=cached,
+        )
+
+
+@asynccontextmanager
+async def begun(
+    runtime: Runtime, ticket: Ticket, request: Callable[[Start], Request], *, stream: bool
+) -> AsyncIterator[Attempt]:
+    """The attempt that an engine has taken up. Raises ApiError when none does.
+
+    The block must report the end by `ticket.finished` or `ticket.failed`; leaving it earlier aborts the attempt.
+    """
+    last: BackendError | None = None
+    while True:
+        try:
+            start = await ticket.start()
+        except RefusedCall as refusal:
+            raise explained(refusal, last) from last
+        async with AsyncExitStack() as stack:
+            try:
+                attempt = await _begin(runtime, stack, start, request(start), stream=stream)
+            except BackendError as error:
+                last = error
+            else:
+                ticket.first_token(start.attempt)
+                yield attempt
+                return
+        ticket.failed(start.attempt, last.trouble, final=not last.retryable)
+
+
+async def _begin(runtime: Runtime, stack: AsyncExitStack, start: Start, request: Request, *, stream: bool) -> Attempt:
+    engine = runtime.engines.get(start.engine)
+    if engine is None:
+        raise BackendError("the engine has gone", trouble="refused", retryable=True)
+    began = runtime.now()
+    reply = await stack.enter_async_context(engine.open(request))
+    if reply.status in (429, 503):
+        raise BackendError(
+            "the engine is overloaded", trouble="overloaded", retryable=True, retry_after=_retry_after(reply)
+        )
+    if reply.status >= 500 and reply.status != 504:
+        raise BackendError("the engine failed inside", trouble="broken", retryable=False)
+    kind = _header(reply, "content-type")
+    if stream and reply.status == 200:
+        if not kind.startswith("text/event-stream"):
+            raise BackendError("the engine did not answer with a stream", trouble="broken", retryable=False)
+        rest = _events(reply)
+        held = await _until_content(rest)
+        body = b""
+    else:
+        if reply.status == 200 and not kind.startswith("application/json"):
+            raise BackendError("the engine did not answer with JSON", trouble="broken", retryable=False)
+        rest, held, body = None, [], await _whole(reply)
+    return Attempt(
+        start=start,
+        status=reply.status,
+        headers=reply.headers,
+        began=began,
+        first_content=runtime.now(),
+        body=body,
+        held=held,
+        rest=rest,
+    )
+
+
+async def _events(reply: Reply) -> AsyncIterator[list[bytes]]:
+    """The stream's whole events as they come. A stream that ends inside one has been cut off."""
+    events = sse.Events()
+    try:
+        async for chunk in reply.chunks:
+            yield events.feed(chunk)
+    except ApiError as error:
+        raise BackendError(error.message, trouble="broken", retryable=False) from error
+    if events.rest().strip():
+        raise BackendError("the engine broke off inside an event", trouble="broken", retryable=True)
+
+
+async def _until_content(events: AsyncIterator[list[bytes]]) -> list[bytes]:
+    held: list[bytes] = []
+    async for batch in events:
+        held += batch
+        try:
+            if any(sse.carries_content(event) for event in batch):
+                return held
+        except ApiError as error:
+            raise BackendError(error.message, trouble="broken", retryable=False) from error
+    raise BackendError("the engine's stream ended before it began", trouble="broken", retryable=True)
+
+
+async def _whole(reply: Reply) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in reply.chunks:
+        size += len(piece)
+        if size > BODY_MOST:
+            raise BackendError("the engine's answer is too large", trouble="broken", retryable=False)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def explained(refusal: RefusedCall, last: BackendError | None) -> ApiError:
+    """Why a call gets no answer, as its client will see it."""
+    again = refusal.retry_after if refusal.retry_after is not None else 1.0
+    if last is not None and last.retry_after is not None:
+        again = max(again, last.retry_after)
+    match refusal.reason:
+        case "queue_full":
+            return refused("the queue of this pool is full", retry_after=again)
+        case "late":
+            return refused("this run could not meet its deadline now", retry_after=again)
+        case "no_engine" | "refused":
+            return unavailable(retry_after=again)
+        case "overloaded":
+            return unavailable("the engines of this pool are overloaded", retry_after=again)
+        case "timeout":
+            return timeout("the engine did not answer in time")
+        case _:
+            return broken(f"{last}") if last is not None else broken()
+
+
+def _header(reply: Reply, name: str) -> str:
+    return next((value for key, value in reply.headers if key.lower() == name), "")
+
+
+def _retry_after(reply: Reply) -> float | None:
+    value = _header(reply, "retry-after")
+    return float(value) if value.isdigit() else None

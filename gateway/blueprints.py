@@ -1,0 +1,118 @@
+"""A configuration as the scheduler understands it: pools, graphs and policies, in its own words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway import units
+from gateway.settings import Config, PolicySpec, Pool, PoolPolicies
+from policies.blueprint import Blueprint
+from policies.catalog import Named, PolicySet, UnknownPolicy, make, parameters
+from policies.dispatcher import Limits
+from policies.pool import EngineLimits, PoolSpec
+from policies.workflow import Edge, Stage, Workflow
+
+PRIOR_SERVICE = {"llm": 1.0, "sql": 0.05}
+"""Seconds that a call is expected to take in a pool that has served none yet."""
+
+
+def blueprint(config: Config, *, seed: int = 0) -> Blueprint:
+    """The blueprint of a configuration that `load` took with `complaint` as its check."""
+    return Blueprint(
+        pools={name: _pool(config, name) for name in config.pools},
+        workflows={name: _workflow(config, name) for name in config.workflows},
+        policies={name: _policies(config.policies_of(name)) for name in config.pools},
+        limits=Limits(
+            attempts=config.limits.attempts, runs=config.limits.runs, run_idle=config.limits.run_idle
+        ),
+        seed=seed,
+    )
+
+
+def complaint(slot: str, spec: PolicySpec) -> str | None:
+    """What is wrong with a policy as the file names it, or None: for `gateway.config.load`."""
+    try:
+        make(slot, _named(slot, spec))
+    except (UnknownPolicy, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _pool(config: Config, name: str) -> PoolSpec:
+    pool = config.pools[name]
+    limits = EngineLimits(sequences=pool.concurrency.sequences, work=float(pool.concurrency.work))
+    return PoolSpec(
+        name=name,
+        kind=pool.kind,
+        model=pool.model or "",
+        minimum=pool.engines.min,
+        maximum=pool.engines.max,
+        start=pool.engines.start,
+        limits=EngineLimits(sequences=1) if pool.kind == "sql" else limits,
+        lenders=tuple(other for other in config.pools if _lends(config, other, name)),
+        queue_calls=config.limits.queue_calls,
+        queue_bytes=config.limits.queue_bytes,
+        prior_service=PRIOR_SERVICE[pool.kind],
+    )
+
+
+def _lends(config: Config, lender: str, borrower: str) -> bool:
+    """Whether the engines of one pool serve the calls of another: in a shared layout those of the same model do."""
+    if lender == borrower:
+        return True
+    pools: Mapping[str, Pool] = config.pools
+    one, other = pools[lender], pools[borrower]
+    same = one.kind == other.kind == "llm" and one.model == other.model
+    return config.policies.layout == "shared" and same and (not one.lends_to or borrower in one.lends_to)
+
+
+def _workflow(config: Config, name: str) -> Workflow:
+    workflow = config.workflows[name]
+    return Workflow(
+        name=name,
+        stages={
+            stage: Stage(name=stage, kind=spec.kind, pool=spec.pool or "", visits=spec.visits)
+            for stage, spec in workflow.stages.items()
+        },
+        edges=tuple(
+            Edge(source=source, target=edge.to, on=frozenset(edge.on), chance=edge.chance)
+            for edge in workflow.edges
+            for source in edge.sources
+        ),
+        deadline=workflow.slo.deadline,
+    )
+
+
+def _policies(chosen: PoolPolicies) -> PolicySet:
+    default = PolicySet()
+    return PolicySet(
+        priority=_named("priority", chosen.priority) if chosen.priority else default.priority,
+        admission=_named("admission", chosen.admission) if chosen.admission else default.admission,
+        filters=_list("filters", chosen.filters) if chosen.filters is not None else default.filters,
+        scorers=_list("scorers", chosen.scorers) if chosen.scorers is not None else default.scorers,
+        picker=_named("picker", chosen.picker) if chosen.picker else default.picker,
+    )
+
+
+def _list(slot: str, specs: tuple[PolicySpec, ...]) -> tuple[Named, ...]:
+    return tuple(_named(slot, spec) for spec in specs)
+
+
+def _named(slot: str, spec: PolicySpec) -> Named:
+    """A policy by name, its parameters as numbers: durations as written in the file become seconds."""
+    known = parameters(slot, spec.name)
+    params = dict(spec.params)
+    weight = params.pop("weight", 1.0) if slot == "scorers" else 1.0
+    numbers = {key: _number(key, value, known.get(key, "")) for key, value in params.items()}
+    return Named(name=spec.name, params=tuple(numbers.items()), weight=_number("weight", weight, ""))
+
+
+def _number(key: str, value: object, unit: str) -> float:
+    if unit == "s":
+        try:
+            return units.duration(value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key}: must be a number, not {value!r}")
+    return float(value)

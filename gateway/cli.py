@@ -1,0 +1,147 @@
+"""The command `cortex`: serve, check, demo."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+import uvloop
+
+from gateway.app import create_app
+from gateway.blueprints import complaint
+from gateway.compose import compose
+from gateway.config import ConfigError, load
+from gateway.gateway import Gateway
+from gateway.settings import Config
+
+DEMO = Path("examples/nl2sql/demo.py")
+KEEP_ALIVE = 75
+"""Seconds that a client's idle connection is kept, longer than its own pool keeps it, so that the client closes first."""
+_log = logging.getLogger("cortex")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cortex", description="A workflow-aware, OpenAI-compatible gateway for agentic LLM serving."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    serve = commands.add_parser("serve", help="start the gateway")
+    serve.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE")
+    serve.add_argument("--host", help="listen here instead of where the file says")
+    serve.add_argument("--port", type=int, help="listen on this port instead of the file's")
+    serve.set_defaults(run=_serve)
+    check = commands.add_parser("check", help="check a configuration and say what it holds")
+    check.add_argument("file", type=Path, metavar="FILE")
+    check.set_defaults(run=_check)
+    demo = commands.add_parser("demo", help="60 questions through an NL2SQL agent, under three pool layouts")
+    demo.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def read_config(path: Path) -> Config:
+    """A configuration with its policies checked against the catalog. Raises ConfigError."""
+    return load(path, os.environ, complaint)
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    config = read_config(parsed.file)
+    print(f"{parsed.file}: ok ({len(config.pools)} pools, {len(config.workflows)} workflows)")
+    return 0
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    config = read_config(parsed.config)
+    changed = {name: value for name in ("host", "port") if (value := getattr(parsed, name)) is not None}
+    config = config.model_copy(update={"server": config.server.model_copy(update=changed)})
+    _set_up_logs(config)
+    uvloop.run(_serve_until_told(config))
+    return 0
+
+
+async def _serve_until_told(config: Config) -> None:
+    gateway = await compose(config)
+    await server(gateway).serve()
+
+
+def server(gateway: Gateway) -> uvicorn.Server:
+    """The HTTP server of a gateway, by its configuration."""
+    settings = gateway.config.server
+    return _Server(
+        uvicorn.Config(
+            create_app(gateway),
+            host=settings.host,
+            port=settings.port,
+            http="httptools",
+            loop="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=round(settings.graceful_shutdown),
+        ),
+        gateway,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Says that it is not ready as soon as it is told to stop, and where to point a client when it has started."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets)  # type: ignore[arg-type]
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            _log.info("listening on http://%s:%d", host, port)
+            _log.info("point your OpenAI client at  base_url=http://%s:%d/v1", host, port)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._gateway.draining = True
+        super().handle_exit(sig, frame)
+
+
+def _set_up_logs(config: Config) -> None:
+    logging.basicConfig(
+        level=config.server.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    for noisy in ("uvicorn.error", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    if not DEMO.exists():
+        print("cortex demo runs from a checkout of the repository: examples/nl2sql is not here", file=sys.stderr)
+        return 2
+    sys.argv = ["cortex demo", *parsed.rest]
+    sys.path.insert(0, str(Path.cwd()))
+    module = runpy.run_path(str(DEMO))
+    status: int = asyncio.run(module["main"](parsed.rest))
+    return status

@@ -1,0 +1,120 @@
+"""The one place that builds everything, and the only one that names concrete backends."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Hashable
+
+import aiohttp
+import orjson
+
+from backends.base import Cluster, Engine
+from backends.emulated.cluster import EmulatedCluster
+from backends.emulated.options import EmulatedOptions
+from backends.sql.cache import ResultCache, generation
+from backends.sql.engine import SqlCluster, SqlOptions
+from backends.sql.parser import Parser
+from backends.vllm import AttachedServers, HttpEngine, connections
+from gateway.access import Access
+from gateway.admin import AdminApi
+from gateway.blueprints import blueprint
+from gateway.directory import Directory
+from gateway.door import Door
+from gateway.gateway import Gateway
+from gateway.intake import Intake
+from gateway.intercept import Intercept
+from gateway.journal import Journal
+from gateway.metrics import Metrics
+from gateway.monitor import Monitor
+from gateway.relay import Relay
+from gateway.runtime import Clock, Runtime
+from gateway.settings import Config, DuckDb, Emulated, Pool, Vllm
+from gateway.sqlapi import SqlApi
+from gateway.tools import Answer, Desk, Warehouse
+from gateway.walk import Walker
+
+
+async def compose(config: Config, *, seed: int | None = None, report_every: float = 2.0) -> Gateway:
+    """Build a gateway. It owns what it was built with; `Gateway.running` starts and ends it."""
+    plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed)
+    clock, metrics, access, directory = Clock(), Metrics(), Access(config.auth, config.admin), Directory(config)
+    session = connections(config.timeouts.connect)
+    runtime = Runtime(
+        dispatcher=plan.dispatcher(),
+        pools=plan.pools,
+        clusters={name: _cluster(pool, session) for name, pool in config.pools.items()},
+        clock=clock,
+        journal=Journal(config.server.journal, {"blueprint": plan}) if config.server.journal else None,
+        watchers=(metrics.watch,),
+    )
+    intake = Intake(config=config, access=access, directory=directory, clock=clock)
+    parsers = {name: Parser() for name, pool in config.pools.items() if isinstance(pool.backend, DuckDb)}
+    desk = Desk(runtime=runtime, intake=intake, warehouses=_warehouses(config, parsers))
+    door = Door(counts=metrics, most=config.limits.concurrent_calls, clock=clock)
+    monitor = Monitor(runtime, interval=report_every)
+    walker = Walker(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
+    intercept = Intercept(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
+    relay = Relay(
+        config=config,
+        runtime=runtime,
+        intake=intake,
+        door=door,
+        specials=((lambda inbound: inbound.workflow is not None, walker), (intercept.applies, intercept)),
+    )
+    gateway = Gateway(
+        config=config,
+        access=access,
+        directory=directory,
+        runtime=runtime,
+        monitor=monitor,
+        metrics=metrics,
+        door=door,
+        relay=relay,
+        sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
+        admin=AdminApi(access=access, runtime=runtime, monitor=monitor),
+        closers=(session.close, *(parser.aclose for parser in parsers.values())),
+    )
+    metrics.refresh = gateway.measure
+    return gateway
+
+
+def _cluster(pool: Pool, session: aiohttp.ClientSession) -> Cluster:
+    backend = pool.backend
+    if isinstance(backend, DuckDb):
+        return SqlCluster(
+            SqlOptions(
+                databases={name: str(path) for name, path in backend.databases.items()},
+                timeout=backend.timeout,
+                memory=backend.memory,
+                max_rows=backend.max_rows,
+                max_bytes=backend.max_bytes,
+            )
+        )
+    if isinstance(backend, Vllm):
+        return AttachedServers(backend.attach, session, backend.api_key or "")
+    return EmulatedCluster(
+        model=pool.model or "", options=_options(backend), connect=_connect(session)
+    )
+
+
+def _connect(session: aiohttp.ClientSession) -> Callable[[str], Engine]:
+    return lambda url: HttpEngine(url, session)
+
+
+def _options(backend: Emulated) -> EmulatedOptions:
+    settings = backend.model_dump(exclude={"name"})
+    return EmulatedOptions(**{**settings, "script": str(backend.script) if backend.script else None})
+
+
+def _warehouses(config: Config, parsers: dict[str, Parser]) -> dict[str, Warehouse]:
+    return {
+        name: Warehouse(
+            pool=name,
+            settings=pool.backend,
+            reader=parsers[name],
+            kept=_Results(ResultCache(pool.backend.cache)),
+            generation=generation,
+        )
+        for name, pool in config.pools.items()
+        if isinstance(pool.backend, DuckDb)
+    }

@@ -1,0 +1,60 @@
+"""From a configuration file and the environment to a checked `Config`, or to one line that says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.consistency import Fault, faults
+from gateway.fields import MISSING, Folder, PolicySpec
+from gateway.settings import Config, PoolPolicies
+from gateway.yamlfile import ConfigError, Document, Place, read
+
+__all__ = ["Config", "ConfigError", "PolicyCheck", "PolicySpec", "load"]
+
+PolicyCheck = Callable[[str, PolicySpec], str | None]
+"""What is wrong with a policy in a slot (`priority`, `admission`, `filters`, `scorers`, `picker`), or None."""
+
+
+def load(path: Path, environ: Mapping[str, str], check: PolicyCheck | None = None) -> Config:
+    """Read and check a configuration. Raises ConfigError for the first mistake, by line.
+
+    What each key holds is checked first, then what must agree between keys, then the policies by `check`.
+    Prompts are read here; databases are not touched.
+    """
+    document = read(path, environ)
+    try:
+        config = Config.model_validate(document.tree, context=Folder(path.absolute().parent))
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise _first(document, [(_place(document, one), one["msg"]) for one in found]) from None
+    if complaints := list(faults(config)):
+        raise _first(document, complaints)
+    if check and (complaints := list(_policy_faults(config, check))):
+        raise _first(document, complaints)
+    return config
+
+
+def _first(document: Document, found: Iterable[Fault]) -> ConfigError:
+    return min((document.error(*fault) for fault in found), key=lambda error: error.line or 0)
+
+
+def _place(document: Document, error: ErrorDetails) -> Place:
+    """Where in the file pydantic found an error: its steps without those that name a type or a key as such."""
+    place: Place = ()
+    for step in error["loc"]:
+        if (*place, step) in document.lines:
+            place = (*place, step)
+    return (*place, error["loc"][-1]) if error["type"] == MISSING else place
+
+
+def _policy_faults(config: Config, check: PolicyCheck) -> Iterator[Fault]:
+    owners: dict[Place, PoolPolicies] = {("policies",): config.policies}
+    owners |= {("pools", name, "policies"): pool.policies for name, pool in config.pools.items()}
+    for place, policies in owners.items():
+        for slot, index, spec in policies.specs():
+            if complaint := check(slot, spec):
+                yield (*place, slot, *(() if index is None else (index,))), complaint

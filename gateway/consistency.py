@@ -1,0 +1,194 @@
+"""What must agree between the parts of a configuration: names that are referred to, bounds, the graph's shape."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+
+from gateway.settings import Config, DuckDb, Edge, Pool, Stage, Vllm, Workflow
+from gateway.yamlfile import Place
+from policies.workflow import START
+
+Fault = tuple[Place, str]
+
+
+def faults(config: Config) -> Iterator[Fault]:
+    """Everything that does not agree, each with its place, in no order."""
+    yield from _server(config)
+    for name in config.pools:
+        yield from _pool(config, name)
+    for pattern, pool in config.models.items():
+        if complaint := _unusable(config, pool, "llm"):
+            yield ("models", pattern), complaint
+    for name, workflow in config.workflows.items():
+        place = ("workflows", name)
+        for stage in workflow.stages:
+            yield from _stage(config, workflow.stages[stage], (*place, "stages", stage))
+        yield from _tools(workflow, place)
+        yield from _graph(workflow, place)
+
+
+def _server(config: Config) -> Iterator[Fault]:
+    host = config.server.host
+    if not config.auth.keys and not _loopback(host):
+        message = f"{host} can be reached from outside, so callers need a key: list some under auth.keys"
+        yield ("server", "host"), message
+    seen = Counter[str]()
+    for index, entry in enumerate(config.auth.keys):
+        place = ("auth", "keys", index)
+        seen[entry.key] += 1
+        if seen[entry.key] == 2:
+            yield (*place, "key"), "the same key stands further up"
+        if entry.workflow is not None and entry.workflow not in config.workflows:
+            yield (*place, "workflow"), _unknown("workflow", entry.workflow, config.workflows)
+        if entry.priority.min > entry.priority.max:
+            yield (*place, "priority"), "min is above max"
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _pool(config: Config, name: str) -> Iterator[Fault]:
+    pool, place = config.pools[name], ("pools", name)
+    if pool.kind == "llm" and pool.model is None:
+        yield (*place, "model"), "missing: no engine can serve a pool of language models without one"
+    if pool.kind == "sql" and pool.model is not None:
+        yield (*place, "model"), "a SQL pool has no model"
+    if pool.kind == "sql" and "concurrency" in pool.model_fields_set:
+        yield (*place, "concurrency"), "not for SQL pools: a worker runs one statement at a time"
+    yield from _engines(pool, place)
+    for index, other in enumerate(pool.lends_to):
+        if complaint := _unusable(config, other, "llm") or _cannot_lend(config, name, other):
+            yield (*place, "lends_to", index), complaint
+
+
+def _engines(pool: Pool, place: Place) -> Iterator[Fault]:
+    engines = pool.engines
+    if isinstance(pool.backend, Vllm):
+        urls = pool.backend.attach
+        for index, url in enumerate(urls):
+            if url in urls[:index]:
+                yield (*place, "backend", "attach", index), "the same address stands further up"
+        for key, number in (("min", engines.min), ("start", engines.start), ("max", engines.max)):
+            if number > len(urls):
+                message = f"{number} engines, but attach lists only {len(urls)}"
+                yield (*place, "engines", key), message
+    if not engines.min <= engines.start <= engines.max:
+        message = f"must be min <= start <= max, not {engines.min}, {engines.start}, {engines.max}"
+        yield (*place, "engines"), message
+
+
+def _cannot_lend(config: Config, name: str, other: str) -> str | None:
+    pool, borrower = config.pools[name], config.pools[other]
+    if pool.kind == "sql":
+        return "a SQL pool cannot lend"
+    if name == other:
+        return "a pool cannot lend to itself"
+    if pool.model != borrower.model:
+        return f"its model is {borrower.model}, not {pool.model}: engines are lent to pools of the same model"
+    return None
+
+
+def _stage(config: Config, stage: Stage, place: Place) -> Iterator[Fault]:
+    used = stage.model_fields_set
+    foreign = {
+        "render": ("pool", "tool", "database", "prompt", "tools", "sampling", "outcomes"),
+        "sql": ("prompt", "tools", "sampling", "outcomes"),
+        "llm": ("database",),
+    }
+    named = {"render": "a stage that renders the answer", "sql": "a SQL stage", "llm": "an LLM stage"}
+    for key in foreign[stage.kind]:
+        if key in used:
+            yield (*place, key), f"{named[stage.kind]} has no {key}"
+    if stage.pool is None:
+        if stage.kind != "render":
+            yield (*place, "pool"), "must be the name of a pool, not nothing"
+        return
+    kind = "sql" if stage.kind == "sql" else "llm"
+    if complaint := _unusable(config, stage.pool, kind):
+        if "pool" not in used:
+            complaint = f"no pool is given, and the one it falls to will not do: {complaint}"
+        yield (*place, "pool") if "pool" in used else place, complaint
+    elif isinstance(backend := config.pools[stage.pool].backend, DuckDb):
+        yield from _database(stage, backend, place)
+
+
+def _database(stage: Stage, backend: DuckDb, place: Place) -> Iterator[Fault]:
+    known = backend.databases
+    if stage.database is None and len(known) > 1:
+        message = f"missing: the pool has several databases ({', '.join(known)})"
+        yield (*place, "database"), message
+    elif stage.database is not None and stage.database not in known:
+        yield (*place, "database"), _unknown("database", stage.database, known)
+
+
+def _tools(workflow: Workflow, place: Place) -> Iterator[Fault]:
+    """A tool that the gateway is to run itself needs a stage to run it in."""
+    run_here = {stage.tool for stage in workflow.stages.values() if stage.tool}
+    for tool, way in workflow.tools.items():
+        if way == "intercept" and tool not in run_here:
+            yield (*place, "tools", tool), f"intercept needs a stage with tool: {tool}"
+
+
+def _graph(workflow: Workflow, place: Place) -> Iterator[Fault]:
+    stages = workflow.stages
+    if START in stages:
+        yield (*place, "stages", START), f"'{START}' is where every run begins and cannot name a stage"
+    onward: dict[str, set[str]] = defaultdict(set)
+    chances: dict[str, float] = defaultdict(float)
+    lost: list[Fault] = []
+    for index, edge in enumerate(workflow.edges):
+        here = (*place, "edges", index)
+        lost += _ends(edge, stages, here)
+        for source in edge.sources:
+            onward[source].add(edge.to)
+            chances[source] += edge.chance or 0.0
+            if edge.chance and chances[source] > 1 + 1e-6:
+                message = f"the chances of the edges from '{source}' add up to {chances[source]:g}, more than 1"
+                yield (*here, "chance"), message
+    if lost:
+        yield from lost  # and nothing of stages out of reach, which would only follow from these
+    elif stages and START not in onward:
+        yield (*place, "edges"), f"no edge from '{START}': a run would never begin"
+    else:
+        for stage in stages.keys() - _reached(onward):
+            yield (*place, "stages", stage), f"no edges lead here from '{START}'"
+
+
+def _ends(edge: Edge, stages: Collection[str], place: Place) -> Iterator[Fault]:
+    for source in edge.sources:
+        if source not in (known := (START, *stages)):
+            yield (*place, "from"), _unknown("stage", source, known)
+    if edge.to == START:
+        yield (*place, "to"), f"no edge can lead back to '{START}'"
+    elif edge.to not in stages:
+        yield (*place, "to"), _unknown("stage", edge.to, stages)
+
+
+def _reached(onward: dict[str, set[str]]) -> set[str]:
+    reached, ahead = {START}, [START]
+    while ahead:
+        new = onward.get(ahead.pop(), set()) - reached
+        reached |= new
+        ahead += new
+    return reached
+
+
+def _unusable(config: Config, name: str, kind: str) -> str | None:
+    """Why a pool that is referred to cannot be used for calls of this kind."""
+    if name not in config.pools:
+        return _unknown("pool", name, config.pools)
+    if config.pools[name].kind == kind:
+        return None
+    if kind == "sql":
+        return f"'{name}' is an LLM pool; a SQL tool needs a SQL pool"
+    return f"'{name}' is a SQL pool; an LLM pool is needed"
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> str:
+    return f"no {what} named '{name}' ({what}s: {', '.join(known)})"

@@ -1,0 +1,53 @@
+"""Every endpoint's way in and out: how many are inside, what went wrong as a reply, what came of it as metrics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from gateway.asgi import ClientLeft, Out
+from gateway.openai.errors import ApiError, internal, unavailable
+
+_log = logging.getLogger("cortex.relay")
+
+
+class Counts(Protocol):
+    """What the relay tells the metrics."""
+
+    def answered(self, endpoint: str, status: int, seconds: float) -> None: ...
+
+    def cancelled(self, endpoint: str) -> None: ...
+
+
+class Door:
+    """Lets at most `most` requests in at once, and answers what their endpoints raise."""
+
+    def __init__(self, *, counts: Counts, most: int, clock: Callable[[], float]) -> None:
+        self._counts = counts
+        self._most = most
+        self._now = clock
+        self.inside = 0
+
+    async def __call__(self, endpoint: str, out: Out, serve: Callable[[Out], Awaitable[None]]) -> None:
+        """Serve one request."""
+        began = self._now()
+        self.inside += 1
+        try:
+            if self.inside > self._most:
+                raise unavailable("the gateway holds as many calls as it may", retry_after=1.0)
+            await serve(out)
+            status = out.status
+        except ClientLeft:
+            self._counts.cancelled(endpoint)
+            return
+        except ApiError as error:
+            status = error.status
+            await out.fail(error)
+        except Exception:  # noqa: BLE001 - the root of the request: logged, and told to the client
+            _log.exception("request failed endpoint=%s", endpoint)
+            status = 500
+            await out.fail(internal())
+        finally:
+            self.inside -= 1
+        self._counts.answered(endpoint, status, self._now() - began)

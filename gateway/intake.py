@@ -1,0 +1,211 @@
+"""Bytes and headers become a call: who asks, for which run and stage, with what prompt, in which pool."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import xxhash
+from starlette.types import Scope
+
+from backends.base import Request
+from gateway import headers as names
+from gateway.access import Access, Caller
+from gateway.directory import WHOLE, Directory, Target
+from gateway.identity import Identity, Place, alias_place, read_identity
+from gateway.openai.payload import Endpoint, Payload, denied, parse
+from gateway.openai.prompt import prompt_view, told
+from gateway.openai.splice import edit
+from gateway.settings import Config, Vllm, Workflow
+from policies.calls import Call, Knobs
+from policies.events import Start
+from policies.routing.prefix import chain
+
+REQUEST_ID_MOST = 128
+PATHS: Mapping[Endpoint, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+JSON = ("content-type", "application/json")
+
+Pairs = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a client asks, beside its body: who it is, which run and stage it names, how it is to be answered."""
+
+    caller: Caller
+    identity: Identity
+    request_id: str
+    run: str
+    arrived: float
+    raw_headers: Pairs
+
+    def reply_headers(self, start: Start | None = None, **more: str) -> list[tuple[str, str]]:
+        """The reply headers that say what became of the call."""
+        said = {
+            "request": self.request_id,
+            "run": self.run,
+            "stage": self.identity.stage,
+            "source": self.identity.source,
+            **more,
+        }
+        if start is not None:
+            said |= {
+                "pool": start.engine.rpartition("/")[0],
+                "engine": start.engine,
+                "queue_ms": f"{start.queued * 1000:.1f}",
+            }
+            if start.slack is not None:
+                said["slack_ms"] = f"{start.slack * 1000:.0f}"
+        return list(names.written("reply", {field: value for field, value in said.items() if value}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """A chat or completion request, ready to be queued. `workflow` is set where it asks for a whole graph."""
+
+    asked: Asked
+    payload: Payload
+    target: Target
+    call: Call
+    workflow: Workflow | None = None
+
+
+class Intake:
+    """Reads requests. Nothing after it sees a header of the client's."""
+
+    def __init__(self, *, config: Config, access: Access, directory: Directory, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._access = access
+        self._directory = directory
+        self._now = clock
+        self._ids = itertools.count(1)
+        self._prefix = secrets.token_hex(4)
+        # Only these backends are told how to order and to keep apart; attached servers may say no to either.
+        self._salted = {n: not isinstance(p.backend, Vllm) or p.backend.salt for n, p in config.pools.items()}
+        self._ordered = {n: not isinstance(p.backend, Vllm) or p.backend.priority for n, p in config.pools.items()}
+
+    def asked(self, scope: Scope, body: Mapping[str, object] | None, *, model: str = "") -> Asked:
+        """Who asks, and for what run and stage. Raises ApiError."""
+        headers: Pairs = scope["headers"]
+        caller = self._access.caller(headers)
+        place: Place | None = scope.get("state", {}).get("place")
+        self._directory.check_place(place)
+        alias = alias_place(model, self._directory.workflows)
+        if model.startswith(WHOLE):
+            alias = Place(model.removeprefix(WHOLE))
+        else:
+            self._directory.check_place(alias)
+        identity = read_identity(headers, body, path=place, alias=alias, key_default=caller.default)
+        return Asked(
+            caller=caller,
+            identity=replace(identity, priority=caller.clamp(identity.priority)),
+            request_id=_request_id(headers) or f"req-{self.new_id()}",
+            run=identity.run or f"run-{self.new_id()}",
+            arrived=self._now(),
+            raw_headers=headers,
+        )
+
+    def inbound(self, scope: Scope, body: bytes, endpoint: Endpoint) -> Inbound:
+        """A chat or completion request. Raises ApiError that names what is wrong with it."""
+        payload = parse(body, endpoint=endpoint)
+        workflow = self._directory.whole_workflow(payload.model) if endpoint == "chat" else None
+        asked = self.asked(scope, payload.document, model=payload.model)
+        target = Target("", payload.model) if workflow else self._directory.target(asked.identity, payload.model)
+        return Inbound(
+            asked=asked,
+            payload=payload,
+            target=target,
+            call=self.llm_call(asked, payload, target.pool),
+            workflow=workflow,
+        )
+
+    def llm_call(self, asked: Asked, payload: Payload, pool: str, *, stage: str | None = None) -> Call:
+        """The call that a payload makes in a pool, at the client's stage or another one of its run."""
+        view = prompt_view(payload)
+        return replace(
+            self._call(asked, pool, stage),
+            prompt_tokens=view.tokens,
+            prefix=chain(view.text_bytes, xxhash.xxh3_64_intdigest, asked.caller.seed),
+            body_bytes=len(payload.body),
+            expected_output=asked.identity.hints.get("osl"),
+            told=told(payload),
+            knobs=Knobs(model=payload.model, max_tokens=payload.max_tokens),
+        )
+
+    def sql_call(self, asked: Asked, pool: str, sql: str, *, stage: str | None = None) -> Call:
+        """The call that a statement makes in a SQL pool."""
+        return replace(self._call(asked, pool, stage), kind="sql", body_bytes=len(sql))
+
+    def end_of_run(self, asked: Asked, pool: str, *, stage: str) -> Call:
+        """A call that costs nothing and declares its run over."""
+        return replace(self._call(asked, pool, stage), final=True)
+
+    def upstream_body(self, inbound: Inbound) -> bytes:
+        """The body as the engine gets it: as it came, but for the members that are ours to change."""
+        payload, pool = inbound.payload, inbound.target.pool
+        new: dict[str, object] = self._salt(inbound.asked, pool)
+        if inbound.target.model != payload.model:
+            new["model"] = inbound.target.model
+        drop = denied(payload.document, ordering=self._ordered[pool])
+        return edit(payload.body, new, (*drop, *inbound.asked.identity.body_keys_to_strip))
+
+    def salted(self, body: bytes, asked: Asked, pool: str) -> bytes:
+        """A body of our own making, kept apart from other tenants' in the engine's prefix cache."""
+        return edit(body, self._salt(asked, pool))
+
+    def _salt(self, asked: Asked, pool: str) -> dict[str, object]:
+        salt = asked.caller.salt
+        return {"cache_salt": salt} if salt and self._salted[pool] else {}
+
+    def upstream_headers(self, asked: Asked, pool: str, start: Start) -> tuple[tuple[str, str], ...]:
+        """The headers that the engine gets: the client's own, as far as they pass, and what we tell it."""
+        said = {"request": asked.request_id, "run": asked.run}
+        if self._ordered[pool]:
+            said["priority"] = str(start.bucket)
+        return (*names.upstream(asked.raw_headers), *names.written("upstream", said))
+
+    def request(
+        self, asked: Asked, call: Call, endpoint: Endpoint, body: bytes, start: Start, *, stream: bool
+    ) -> Request:
+        """One attempt as the engine gets it. The head of a whole reply comes only when all of it is written."""
+        timeouts = self._config.timeouts
+        return Request(
+            call=call,
+            path=PATHS[endpoint],
+            body=body,
+            headers=(*self.upstream_headers(asked, call.pool, start), JSON),
+            head_timeout=timeouts.head if stream else timeouts.total,
+            idle_timeout=timeouts.idle,
+        )
+
+    def new_id(self) -> str:
+        """An id that no other call, run or request of this gateway has."""
+        return f"{self._prefix}-{next(self._ids):x}"
+
+    def _call(self, asked: Asked, pool: str, stage: str | None) -> Call:
+        identity = asked.identity
+        stage = identity.stage if stage is None else stage
+        return Call(
+            id=self.new_id(),
+            pool=pool,
+            run=asked.run,
+            arrived=self._now(),
+            tenant=asked.caller.tenant,
+            workflow=identity.workflow,
+            stage=stage,
+            visit=identity.step if stage == identity.stage else 0,
+            budget=identity.deadline,
+            priority=identity.priority,
+            final=identity.final,
+        )
+
+
+def _request_id(headers: Pairs) -> str:
+    """The client's own id of its request, where it is one that a log line can hold."""
+    for name, value in headers:
+        if name == b"x-request-id" and 0 < len(value) <= REQUEST_ID_MOST:
+            text = value.decode("latin-1")
+            return text if text.isascii() and text.isprintable() else ""
+    return ""

@@ -1,0 +1,90 @@
+"""The gateway's own metrics: the one list of them, in a registry of their own.
+
+Every label takes its values from the configuration or from a fixed list: a client cannot make new series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from policies.events import Action, Event, Failed, Finished, Refused, Start
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+
+
+class Metrics:
+    """Everything that `/metrics` shows. `refresh` sets the gauges when it is asked."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.refresh: Callable[[], None] = lambda: None
+        own = self.registry
+        self._requests = Counter("cortex_requests_total", "Requests answered.", ["endpoint", "status"], registry=own)
+        self._cancelled = Counter(
+            "cortex_cancellations_total", "Requests whose client left first.", ["endpoint"], registry=own
+        )
+        self._seconds = Histogram(
+            "cortex_request_seconds", "Time of a request.", ["endpoint"], buckets=_SECONDS, registry=own
+        )
+        self._queue = Histogram(
+            "cortex_queue_seconds", "Wait of a call for its engine.", ["pool"], buckets=_SECONDS, registry=own
+        )
+        self._slack = Histogram(
+            "cortex_slack_at_dispatch_seconds",
+            "Slack of a call's run when it was sent.",
+            ["pool"],
+            buckets=(-60, -30, -10, -5, -2, -1, 0, 1, 2, 5, 10, 30, 60),
+            registry=own,
+        )
+        self._ended = Counter(
+            "cortex_calls_total", "Calls ended, by outcome and source.", ["outcome", "source"], registry=own
+        )
+        self._attempts = Counter("cortex_attempts_total", "Attempts sent.", ["pool"], registry=own)
+        self._failures = Counter("cortex_attempt_failures_total", "Attempts failed.", ["reason"], registry=own)
+        self._refusals = Counter("cortex_refusals_total", "Calls let go unserved.", ["reason"], registry=own)
+        self.identity = Counter("cortex_identity_total", "Calls by what named them.", ["source"], registry=own)
+        self.sql = Counter("cortex_sql_answers_total", "SQL answers by where from.", ["cache"], registry=own)
+        self.engines = Gauge("cortex_engines", "Engines of a pool.", ["pool", "state"], registry=own)
+        self.waiting = Gauge("cortex_waiting_calls", "Calls in a pool's queue.", ["pool"], registry=own)
+        self.running = Gauge("cortex_running_calls", "Calls in a pool's engines.", ["pool"], registry=own)
+        self.work = Gauge("cortex_committed_work_tokens", "Committed work of a pool.", ["pool"], registry=own)
+        self.kv = Gauge("cortex_engine_kv_use_ratio", "KV in use, as the engine says.", ["engine"], registry=own)
+        self.runs = Gauge("cortex_runs", "Runs that are kept track of.", registry=own)
+        self.journal = Gauge("cortex_journal_dropped", "Journal steps that were not written.", registry=own)
+
+    def watch(self, event: Event, actions: list[Action]) -> None:
+        """Count what the dispatcher was told and decided."""
+        match event:
+            case Finished():
+                self._ended.labels(event.outcome.fate, event.outcome.source).inc()
+            case Failed():
+                self._failures.labels(event.trouble).inc()
+            case _:
+                pass
+        for action in actions:
+            match action:
+                case Start():
+                    pool = action.engine.rpartition("/")[0]
+                    self._attempts.labels(pool).inc()
+                    self._queue.labels(pool).observe(action.queued)
+                    if action.slack is not None:
+                        self._slack.labels(pool).observe(action.slack)
+                case Refused():
+                    self._refusals.labels(action.reason).inc()
+                case _:
+                    pass
+
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        self._requests.labels(endpoint, str(status)).inc()
+        self._seconds.labels(endpoint).observe(seconds)
+
+    def cancelled(self, endpoint: str) -> None:
+        self._cancelled.labels(endpoint).inc()
+
+    def text(self) -> bytes:
+        """The exposition format of all of it."""
+        self.refresh()
+        return generate_latest(self.registry)

@@ -1,0 +1,177 @@
+"""Every error that a client can meet: one table, and OpenAI's shape for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+
+import orjson
+
+NAME_SHOWN = 128
+KNOWN_SHOWN = 20
+RETRY_AFTER_MOST = 3600
+
+# code -> (HTTP status, type)
+ERRORS: Mapping[str, tuple[int, str]] = MappingProxyType(
+    {
+        "invalid_json": (400, "invalid_request_error"),
+        "invalid_value": (400, "invalid_request_error"),
+        "missing_required_parameter": (400, "invalid_request_error"),
+        "invalid_api_key": (401, "authentication_error"),
+        "permission_denied": (403, "permission_error"),
+        "not_found": (404, "invalid_request_error"),
+        "model_not_found": (404, "invalid_request_error"),
+        "workflow_not_found": (404, "invalid_request_error"),
+        "stage_not_found": (404, "invalid_request_error"),
+        "pool_not_found": (404, "invalid_request_error"),
+        "engine_not_found": (404, "invalid_request_error"),
+        "database_not_found": (404, "invalid_request_error"),
+        "method_not_allowed": (405, "invalid_request_error"),
+        "request_timeout": (408, "timeout_error"),
+        "request_too_large": (413, "invalid_request_error"),
+        "rate_limit_exceeded": (429, "rate_limit_error"),
+        "headers_too_large": (431, "invalid_request_error"),
+        "internal_error": (500, "server_error"),
+        "engine_broke": (502, "upstream_error"),
+        "stream_interrupted": (502, "upstream_error"),
+        "pool_unavailable": (503, "server_error"),
+        "deadline_exceeded": (504, "timeout_error"),
+        "engine_timeout": (504, "timeout_error"),
+    }
+)
+
+
+class ApiError(Exception):
+    """An error as the client will see it; `code` must be one of ERRORS.
+
+    `param` names the header, the member of the body or the path at fault. `headers` go with the reply. The message
+    is written for the client: no address and no path of an engine may be in it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status, self.type = ERRORS[code]
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = tuple(headers)
+
+    def body(self) -> bytes:
+        """The JSON document of a reply that has not begun."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+    def sse(self) -> bytes:
+        """The last event of a stream that has: its status is gone, and no `[DONE]` follows."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+def shown(name: str) -> str:
+    """A name that came from outside, fit for a message or a log line: cut, and on one line."""
+    cut = name if len(name) <= NAME_SHOWN else name[:NAME_SHOWN] + "…"
+    if cut.isprintable():
+        return cut
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in cut)
+
+
+def bad_request(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """400."""
+    return ApiError(message, code=code, param=param)
+
+
+def ill_formed(where: str, must: str) -> ApiError:
+    """400 for one value: `ill_formed("messages[2].role", "must be a string")`."""
+    return ApiError(f"{where}: {must}", code="invalid_value", param=where)
+
+
+def missing(where: str) -> ApiError:
+    """400 for a value that is not there."""
+    return ApiError(f"{where}: is required", code="missing_required_parameter", param=where)
+
+
+def unauthorized(message: str = "a valid API key is needed, as `Authorization: Bearer KEY`") -> ApiError:
+    """401."""
+    return ApiError(message, code="invalid_api_key", headers=[("WWW-Authenticate", "Bearer")])
+
+
+def forbidden(message: str = "this API key may not do that") -> ApiError:
+    """403."""
+    return ApiError(message, code="permission_denied")
+
+
+def not_found(what: str, name: str, known: Collection[str] = ()) -> ApiError:
+    """404 for a `what` (model, workflow, stage, pool, engine, database; else a plain `not_found`) of this name.
+
+    `known` are the names to offer instead; leave it empty where a client has no business with them.
+    """
+    offer = ", ".join(shown(other) for other in sorted(known)[:KNOWN_SHOWN])
+    more = ", …" if len(known) > KNOWN_SHOWN else ""
+    code = f"{what}_not_found"
+    return ApiError(
+        f"no {what} named '{shown(name)}'" + (f" (known: {offer}{more})" if offer else ""),
+        code=code if code in ERRORS else "not_found",
+        param=what if code in ERRORS else None,
+    )
+
+
+def wrong_method(method: str, allowed: Iterable[str]) -> ApiError:
+    """405."""
+    allow = ", ".join(sorted(allowed))
+    return ApiError(
+        f"{shown(method)} is not possible here (allowed: {allow})",
+        code="method_not_allowed",
+        headers=[("Allow", allow)],
+    )
+
+
+def too_large(most_bytes: int) -> ApiError:
+    """413."""
+    return ApiError(f"the body is larger than {most_bytes} bytes", code="request_too_large")
+
+
+def headers_too_large(message: str = "the headers are too many or too large") -> ApiError:
+    """431."""
+    return ApiError(message, code="headers_too_large")
+
+
+def refused(message: str, *, retry_after: float) -> ApiError:
+    """429, by admission or by a key's quota; `retry_after` in seconds."""
+    return ApiError(message, code="rate_limit_exceeded", headers=[_retry_after(retry_after)])
+
+
+def broken(message: str = "the engine broke off before its answer began") -> ApiError:
+    """502 before the first byte; for what happens after it, see `interrupted`."""
+    return ApiError(message, code="engine_broke")
+
+
+def interrupted(message: str = "the engine broke off in the middle of its answer") -> ApiError:
+    """A stream that cannot go on, for `sse()`."""
+    return ApiError(message, code="stream_interrupted")
+
+
+def unavailable(message: str = "no engine is ready for this call", *, retry_after: float) -> ApiError:
+    """503; `retry_after` in seconds."""
+    return ApiError(message, code="pool_unavailable", headers=[_retry_after(retry_after)])
+
+
+def timeout(message: str, *, code: str = "engine_timeout") -> ApiError:
+    """504 for `engine_timeout` and `deadline_exceeded`; 408 for `request_timeout`, a body that never came."""
+    return ApiError(message, code=code)
+
+
+def internal() -> ApiError:
+    """500. Says nothing on purpose: what happened stands in the log."""
+    return ApiError("something went wrong inside the gateway", code="internal_error")
+
+
+def _retry_after(seconds: float) -> tuple[str, str]:
+    # Whole seconds, because clients parse no other. In this order the bounds also catch NaN and infinity.
+    return "Retry-After", str(math.ceil(min(RETRY_AFTER_MOST, max(1, seconds))))

@@ -1,0 +1,224 @@
+"""The body of a request, read strictly as far as the gateway looks at it.
+
+Unknown fields are the engine's affair: the bytes that go on to it are those that came in (`splice` edits them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from gateway.openai.errors import bad_request, ill_formed, missing
+
+Endpoint = Literal["chat", "completions"]
+Json = dict[str, Any]
+
+MAX_DEPTH = 64
+MODEL_CHARS = 256
+
+_CONTAINERS = frozenset((dict, list))
+
+
+class Denied(NamedTuple):
+    """A member of the body that is dropped, and why; `ordering`: only where the gateway orders the engine's work."""
+
+    name: str
+    reason: str
+    ordering: bool = False
+
+
+DENIED: tuple[Denied, ...] = (
+    Denied("chat_template", "a template is a program, and it would run inside the engine"),
+    Denied("mm_processor_kwargs", "changes the engine's image and video processing, and what that may cost"),
+    Denied("kv_transfer_params", "tells the engine to fetch KV blocks from addresses that the client picks"),
+    Denied("api_base", "would send the call, and our credentials, to a server that the client picks"),
+    Denied("base_url", "would send the call, and our credentials, to a server that the client picks"),
+    Denied("api_key", "an engine is spoken to with the gateway's credentials"),
+    Denied("model_path", "names files on the engine's machine"),
+    Denied("priority", "the gateway decides who comes first, across all clients", ordering=True),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """A request's body as read: `document` is all of it, `body` the bytes it came in.
+
+    A chat has `messages` and no `prompt`; a completion has `prompt` (text, texts, token ids, or lists of them) and
+    no messages. `max_tokens` is `max_completion_tokens` where both are given. `tools` are the names of functions.
+    """
+
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    include_usage: bool
+    max_tokens: int | None
+    n: int
+    messages: Sequence[Json]
+    prompt: str | list[Any] | None
+    tools: tuple[str, ...]
+    temperature: float | None
+    seed: int | None
+    document: Json
+    body: bytes
+
+
+def parse(body: bytes, *, endpoint: Endpoint) -> Payload:
+    """Read a body. Raises ApiError that names the first member at fault.
+
+    Where a key is given twice the last one counts, as it does for the engines.
+    """
+    document = object_of(body)
+    for name, fits, must in _FIELDS:
+        value = document.get(name)
+        if value is not None and not fits(value):
+            raise ill_formed(name, must)
+    model = document.get("model")
+    if model is None:
+        raise missing("model")
+    chat = endpoint == "chat"
+    stream_options = document.get("stream_options") or {}
+    return Payload(
+        endpoint=endpoint,
+        model=model,
+        stream=document.get("stream") or False,
+        include_usage=stream_options.get("include_usage") is True,
+        max_tokens=document.get("max_completion_tokens") or document.get("max_tokens"),
+        n=document.get("n") or 1,
+        messages=_messages(document) if chat else (),
+        prompt=None if chat else _prompt(document),
+        tools=_tool_names(document.get("tools") or ()),
+        temperature=document.get("temperature"),
+        seed=document.get("seed"),
+        document=document,
+        body=body,
+    )
+
+
+def denied(document: Mapping[str, object], *, ordering: bool) -> tuple[str, ...]:
+    """The members of this body that must be dropped."""
+    return tuple(row.name for row in DENIED if row.name in document and (ordering or not row.ordering))
+
+
+def object_of(body: bytes) -> Json:
+    """The JSON object that a body is. Raises ApiError for anything else, and for one that nests too deeply."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if type(document) is not dict:
+        raise bad_request("the body must be a JSON object", code="invalid_json")
+    # Few brackets cannot nest deeply, and counting them costs less than walking.
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(document):
+        raise bad_request(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
+    return document
+
+
+def _too_deep(document: Json) -> bool:
+    level: list[Any] = [document]
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for node in level:
+            members = node.values() if type(node) is dict else node
+            if not _CONTAINERS.isdisjoint(map(type, members)):
+                deeper += [member for member in members if type(member) in _CONTAINERS]
+        if not deeper:
+            return False
+        level = deeper
+    return True
+
+
+def _is_name(value: object) -> bool:
+    return type(value) is str and 0 < len(value) <= MODEL_CHARS
+
+
+def _is_boolean(value: object) -> bool:
+    return type(value) is bool
+
+
+def _is_integer(value: object) -> bool:
+    return type(value) is int
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_list(value: object) -> bool:
+    return type(value) is list
+
+
+def _is_object(value: object) -> bool:
+    return type(value) is dict
+
+
+def _is_choice(value: object) -> bool:
+    return type(value) in (str, dict)
+
+
+# Members of the body that have one type wherever they stand; null is the same as absent, as for OpenAI.
+_FIELDS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    ("model", _is_name, f"must be a string of 1 to {MODEL_CHARS} characters"),
+    ("stream", _is_boolean, "must be true or false"),
+    ("stream_options", _is_object, "must be an object"),
+    ("max_tokens", _is_positive, "must be a positive integer"),
+    ("max_completion_tokens", _is_positive, "must be a positive integer"),
+    ("n", _is_positive, "must be a positive integer"),
+    ("temperature", _is_number, "must be a number"),
+    ("seed", _is_integer, "must be an integer"),
+    ("tools", _is_list, "must be a list"),
+    ("tool_choice", _is_choice, "must be a string or an object"),
+    ("metadata", _is_object, "must be an object"),
+    ("workflow", _is_object, "must be an object"),
+)
+
+
+def _messages(document: Json) -> list[Json]:
+    messages = document.get("messages")
+    if messages is None:
+        raise missing("messages")
+    if type(messages) is not list or not messages:
+        raise ill_formed("messages", "must be a list with at least one message")
+    for index, message in enumerate(messages):
+        if type(message) is not dict:
+            raise ill_formed(f"messages[{index}]", "must be an object")
+        if type(message.get("role")) is not str:
+            raise ill_formed(f"messages[{index}].role", "must be a string")
+    return messages
+
+
+def _prompt(document: Json) -> str | list[Any]:
+    prompt = document.get("prompt")
+    if prompt is None:
+        raise missing("prompt")
+    if type(prompt) is str:
+        return prompt
+    if type(prompt) is list:
+        kinds = set(map(type, prompt))
+        if kinds == {str} or _are_tokens(prompt):
+            return prompt
+        if kinds == {list} and all(map(_are_tokens, prompt)):
+            return prompt
+    raise ill_formed("prompt", "must be a string, a list of strings, or lists of token ids")
+
+
+def _are_tokens(ids: list[Any]) -> bool:
+    return set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < 2**31
+
+
+def _tool_names(tools: Sequence[object]) -> tuple[str, ...]:
+    names = []
+    for index, tool in enumerate(tools):
+        if type(tool) is not dict:
+            raise ill_formed(f"tools[{index}]", "must be an object")
+        function = tool.get("function")
+        name = function.get("name") if type(function) is dict else None
+        if type(name) is str:
+            names.append(name)
+    return tuple(names)

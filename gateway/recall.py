@@ -1,0 +1,113 @@
+"""What is known already, or is being found out right now, is not computed again.
+
+Looked up by key: an answer that is kept is returned; one that another call is waiting for is waited for too; else
+the call computes it, as the flight that others may join. A flight belongs to nobody: it goes on as long as one
+call waits for it, whoever began it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from gateway.runtime import Runtime
+from policies.calls import Call, Outcome, Source
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+KeyIn_contra = TypeVar("KeyIn_contra", bound=Hashable, contravariant=True)
+
+
+class Kept(Protocol[KeyIn_contra, T]):
+    """Where answers are kept: bounded, least recently used first to go."""
+
+    def get(self, key: KeyIn_contra) -> T | None: ...
+
+    def put(self, key: KeyIn_contra, value: T) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Flight(Generic[T]):
+    leader: str
+    task: asyncio.Task[T]
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled(Generic[T]):
+    """An answer and where it came from: `hit` (kept), `joined` (another call's flight) or `miss` (computed)."""
+
+    value: T
+    cache: str
+
+
+class Recall(Generic[K, T]):
+    """The answers of one kind. `keep` says of a computed one whether it may be given to others later."""
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        kept: Kept[K, T],
+        outcome: Callable[[T, Source], Outcome],
+        keep: Callable[[T], bool],
+    ) -> None:
+        self._runtime = runtime
+        self._kept = kept
+        self._outcome = outcome
+        self._keep = keep
+        self._flights: dict[K, _Flight[T]] = {}
+
+    async def get(self, key: K, call: Call, compute: Callable[[Call], Awaitable[T]]) -> Recalled[T]:
+        """The answer for a key. The scheduler hears of the call in each case."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._runtime.recalled(call, self._outcome(kept, "cache"))
+            return Recalled(value=kept, cache="hit")
+        flight = self._flights.get(key)
+        if flight is not None:
+            return await self._join(flight, key, call, compute)
+        flight = self._flights[key] = _Flight(call.id, asyncio.create_task(self._fly(key, call, compute)))
+        return Recalled(value=await self._wait(key, flight), cache="miss")
+
+    async def _join(
+        self, flight: _Flight[T], key: K, call: Call, compute: Callable[[Call], Awaitable[T]]
+    ) -> Recalled[T]:
+        async with self._runtime.follow(call, flight.leader) as ticket:
+            try:
+                value = await self._wait(key, flight)
+            except Exception:  # noqa: BLE001 - the leader's failure is told to its own client; here it means: not joined
+                failed = True
+            else:
+                failed = False
+                ticket.finished(None, self._outcome(value, "joined"))
+        if failed:  # refused at the door of its run, perhaps: this call has a right of its own
+            return Recalled(value=await compute(call), cache="miss")
+        return Recalled(value=value, cache="joined")
+
+    async def _wait(self, key: K, flight: _Flight[T]) -> T:
+        """Wait without owning: the last one to go takes the flight down with it."""
+        flight.waiting += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                self._land(key, flight)  # at once: whoever comes now must not join what is being cancelled
+                flight.task.cancel()
+
+    def _land(self, key: K, flight: _Flight[T] | None) -> None:
+        if self._flights.get(key) is flight:
+            self._flights.pop(key, None)
+
+    async def _fly(self, key: K, call: Call, compute: Callable[[Call], Awaitable[T]]) -> T:
+        flight = self._flights.get(key)
+        try:
+            value = await compute(call)
+        finally:
+            self._land(key, flight)
+        if self._keep(value):
+            self._kept.put(key, value)
+        return value

@@ -1,0 +1,124 @@
+"""The two OpenAI endpoints: a call is read, queued, sent and its answer passed on as it comes.
+
+The status is set once the engine has begun to answer; every failure before that has a status of its own, every
+one after it ends the stream with one error event and no `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from backends.base import Request
+from gateway import headers as names
+from gateway.answers import Tokens, cut_short, finished, whole_answer
+from gateway.asgi import Out, read_body, while_present
+from gateway.attempts import Attempt, begun
+from gateway.door import Door
+from gateway.intake import Inbound, Intake
+from gateway.openai.errors import ApiError, interrupted, timeout
+from gateway.openai.payload import Endpoint
+from gateway.runtime import Runtime, Ticket
+from gateway.settings import Config
+from policies.events import Start
+
+
+class Special(Protocol):
+    """Another way of answering than to relay: a walked workflow, intercepted tools."""
+
+    async def __call__(self, inbound: Inbound, out: Out) -> bytes:
+        """Answer; returns the last piece of the body, to be sent when nobody watches for a leaving client."""
+        ...
+
+
+class Relay:
+    """Serves `/v1/chat/completions` and `/v1/completions`."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        runtime: Runtime,
+        intake: Intake,
+        door: Door,
+        specials: Sequence[tuple[Callable[[Inbound], bool], Special]] = (),
+    ) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._intake = intake
+        self._door = door
+        self._specials = specials
+
+    def endpoint(self, kind: Endpoint) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """The ASGI application for one of the two paths."""
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            async def serve(out: Out) -> None:
+                body = await read_body(scope, receive, most=self._config.server.max_body)
+                inbound = self._intake.inbound(scope, body, kind)
+                out.said = inbound.asked.reply_headers()
+                await self._answer(inbound, receive, out)
+
+            await self._door(kind, Out(send), serve)
+
+        return application
+
+    async def _answer(self, inbound: Inbound, receive: Receive, out: Out) -> None:
+        total = self._config.timeouts.total
+        last = b""
+        async with while_present(receive):
+            try:
+                async with asyncio.timeout(total):
+                    special = next((serve for applies, serve in self._specials if applies(inbound)), None)
+                    last = await (special or self._relay)(inbound, out)
+            except TimeoutError:
+                raise timeout(f"the call took longer than {total:g} s", code="deadline_exceeded") from None
+        if out.started:
+            await out.end(last)
+
+    async def _relay(self, inbound: Inbound, out: Out) -> bytes:
+        """Answer from one attempt. Returns the last piece of the body, to be sent when nobody watches any more."""
+        asked, stream = inbound.asked, inbound.payload.stream
+        body = self._intake.upstream_body(inbound)
+
+        def request(start: Start) -> Request:
+            return self._intake.request(asked, inbound.call, inbound.payload.endpoint, body, start, stream=stream)
+
+        async with (
+            self._runtime.ticket(inbound.call) as ticket,
+            begun(self._runtime, ticket, request, stream=stream) as attempt,
+        ):
+            headers = [*names.reply(attempt.headers), *asked.reply_headers(attempt.start)]
+            if attempt.rest is not None:
+                return await self._stream(ticket, attempt, [*headers, ("cache-control", "no-cache")], out)
+            whole_answer(self._runtime, ticket, attempt)
+            await out.begin(attempt.status, [*headers, ("content-length", str(len(attempt.body)))])
+            return attempt.body
+
+    async def _stream(self, ticket: Ticket, attempt: Attempt, headers: list[tuple[str, str]], out: Out) -> bytes:
+        tokens = Tokens()
+        assert attempt.rest is not None
+        await out.begin(attempt.status, headers)
+        with cut_short(ticket, attempt):
+            await _pass_on(attempt.held, tokens, out)
+            async for batch in attempt.rest:
+                await _pass_on(batch, tokens, out)
+            if not tokens.done:
+                raise interrupted()
+        finished(self._runtime, ticket, attempt, tokens)
+        return b""
+
+
+async def _pass_on(events: list[bytes], tokens: Tokens, out: Out) -> None:
+    """Send a batch of events on. One that is broken is not sent, those before it are."""
+    for index, event in enumerate(events):
+        try:
+            tokens.count(event)
+        except ApiError:
+            if index:
+                await out.write(b"".join(events[:index]))
+            raise
+    await out.write(b"".join(events))

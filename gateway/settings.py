@@ -1,0 +1,318 @@
+"""What can be configured: the frozen objects that a configuration file becomes, each key with its type and default.
+
+Durations are seconds, sizes bytes, paths absolute. `docs/configuration.md` says what each key means.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from gateway.fields import (
+    Bytes,
+    BytesOrZero,
+    Count,
+    ExistingFileOrNone,
+    FilePath,
+    FilePathOrNone,
+    Flag,
+    Frozen,
+    List,
+    Map,
+    Name,
+    Named,
+    Number,
+    OneOrMany,
+    Part,
+    Pattern,
+    PolicySpec,
+    Prompt,
+    Seconds,
+    Share,
+    Spec,
+    Text,
+    Url,
+    Whole,
+)
+from policies.calls import Kind
+from policies.workflow import StageKind
+
+Outcome = Literal["ok", "error", "empty", "timeout"]
+Tool = Literal["execute_sql", "describe_tables"]
+DEFAULT_POOL = "default"
+
+
+class Server(Part):
+    """Where the gateway listens and what it takes in."""
+
+    host: Text = "127.0.0.1"
+    port: Annotated[Whole, Field(ge=0, le=65535)] = 8080
+    max_body: Bytes = 10_000_000
+    max_header: Bytes = 32_000
+    max_header_count: Count = 100
+    graceful_shutdown: Seconds = 30.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    journal: FilePathOrNone = None
+
+
+class Admin(Part):
+    """The admin API; off without a token."""
+
+    token: str = Field(default="", repr=False)
+
+
+class PriorityRange(Part):
+    """What a key's callers may ask for; what lies outside is moved to the nearer end."""
+
+    min: Annotated[Whole, Field(ge=-8, le=8)] = -8
+    max: Annotated[Whole, Field(ge=-8, le=8)] = 8
+
+
+class ApiKey(Part):
+    """One key, and who its callers are."""
+
+    key: Text = Field(repr=False)
+    tenant: Name
+    workflow: Text | None = None
+    priority: PriorityRange = Field(default_factory=PriorityRange)
+
+
+class Auth(Part):
+    """Who may call. Without keys anyone may, on a loopback host only."""
+
+    keys: List[ApiKey] = ()
+    salt: str = Field(default="", repr=False, validate_default=True)
+
+    @field_validator("salt")
+    @classmethod
+    def _draw(cls, salt: str) -> str:
+        """An empty salt would let anyone compute a tenant's, so one is drawn instead."""
+        return salt or secrets.token_hex(32)
+
+
+class Limits(Part):
+    """How much the gateway holds at once."""
+
+    queue_calls: Count = 1000
+    queue_bytes: Bytes = 256_000_000
+    runs: Count = 100_000
+    run_idle: Seconds = 900.0
+    concurrent_calls: Count = 20_000
+    attempts: Count = 3
+
+
+class Timeouts(Part):
+    """How long the gateway waits for an engine."""
+
+    connect: Seconds = 2.0
+    head: Seconds = 60.0
+    idle: Seconds = 60.0
+    total: Seconds = 600.0
+
+
+class Vllm(Part):
+    """Servers that speak OpenAI's API and run elsewhere."""
+
+    instead: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"launch": "starting servers is not built yet; start them yourself and list their addresses as attach"}
+    )
+    name: Literal["vllm"]
+    attach: Annotated[List[Url], Field(min_length=1)]
+    api_key: Text | None = Field(default=None, repr=False)
+    priority: Flag = True
+    salt: Flag = True
+
+
+class Emulated(Part):
+    """Emulated engines, started by the gateway."""
+
+    name: Literal["emulated"]
+    script: ExistingFileOrNone = None
+    num_gpu_blocks: Count = 2048
+    block_size: Count = 16
+    max_num_seqs: Count = 64
+    max_model_len: Count = 32768
+    max_num_batched_tokens: Count = 2048
+    prefill_rate: Annotated[Number, Field(gt=0)] = 8000.0
+    decode_step: Seconds = 0.01
+    time_scale: Annotated[Number, Field(gt=0)] = 1.0
+    seed: Whole = 0
+    faults: Flag = False
+
+
+class DuckDb(Part):
+    """SQL worker processes over read-only DuckDB files."""
+
+    name: Literal["duckdb"]
+    databases: Annotated[Named[FilePath], Field(min_length=1)]
+    timeout: Seconds = 2.0
+    memory: Bytes = 512_000_000
+    max_rows: Count = 1000
+    max_bytes: Bytes = 1_000_000
+    cache: BytesOrZero = 64_000_000
+
+
+Backend = Annotated[Vllm | Emulated | DuckDb, Field(discriminator="name")]
+
+
+class Engines(Part):
+    """How many engines a pool has: at least, at the start, at most. A pool fills in what the file leaves out."""
+
+    min: Annotated[Whole, Field(ge=0)] = 1
+    start: Count = 0
+    max: Count = 0
+
+
+class Concurrency(Part):
+    """How much one engine is given at once."""
+
+    sequences: Count = 32
+    work: Count = 120_000
+
+
+class PoolPolicies(Part):
+    """Policies by name; None stands for the catalog's own choice, or in a pool for that of all pools."""
+
+    priority: Spec | None = None
+    admission: Spec | None = None
+    filters: List[Spec] | None = None
+    scorers: List[Spec] | None = None
+    picker: Spec | None = None
+
+    def specs(self) -> list[tuple[str, int | None, PolicySpec]]:
+        """Each policy with its slot, and its position where the slot is a list."""
+        found: list[tuple[str, int | None, PolicySpec]] = []
+        for slot in PoolPolicies.model_fields:
+            chosen = getattr(self, slot)
+            if isinstance(chosen, PolicySpec):
+                found.append((slot, None, chosen))
+            else:
+                found += [(slot, index, spec) for index, spec in enumerate(chosen or ())]
+        return found
+
+
+class Policies(PoolPolicies):
+    """The policies of all pools, and whether stages keep to their own."""
+
+    layout: Literal["isolated", "shared"] = "isolated"
+
+
+class Pool(Part):
+    """Engines of one kind, with a queue of their own."""
+
+    model: Text | None = None
+    backend: Backend
+    engines: Engines = Field(default_factory=Engines, validate_default=True)
+    concurrency: Concurrency = Field(default_factory=Concurrency, validate_default=True)
+    lends_to: List[Text] = ()
+    policies: PoolPolicies = Field(default_factory=PoolPolicies)
+
+    @property
+    def kind(self) -> Kind:
+        return "sql" if isinstance(self.backend, DuckDb) else "llm"
+
+    @field_validator("engines")
+    @classmethod
+    def _fill(cls, engines: Engines, info: ValidationInfo) -> Engines:
+        """Attached servers are all used from the start; others begin with as few as are allowed."""
+        backend = info.data.get("backend")
+        attached = len(backend.attach) if isinstance(backend, Vllm) else 0
+        least = max(engines.min, 1)
+        most = engines.max or attached or max(engines.start, least)
+        return Engines(min=engines.min, start=engines.start or (most if attached else least), max=most)
+
+    @field_validator("concurrency")
+    @classmethod
+    def _one_statement(cls, concurrency: Concurrency, info: ValidationInfo) -> Concurrency:
+        """A SQL worker runs one statement at a time."""
+        return Concurrency(sequences=1) if isinstance(info.data.get("backend"), DuckDb) else concurrency
+
+
+class Slo(Part):
+    """What a workflow's runs are owed: the deadline of a whole run, and the share of runs that shall meet it."""
+
+    deadline: Seconds | None = None
+    target: Annotated[Number, Field(gt=0, le=1)] = 0.95
+
+
+class Sampling(Part):
+    """What a stage's own calls send to the model; what is None is left to the engine."""
+
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    max_tokens: Count | None = None
+    seed: Whole | None = None
+    stop: OneOrMany[Text] | None = None
+
+
+class Stage(Part):
+    """A node of a workflow's graph: a call to a model, a SQL tool (`tool`), or a rendered answer (`render`)."""
+
+    render: Prompt | None = None
+    pool: Text | None = Field(default=DEFAULT_POOL, validate_default=True)
+    tool: Tool | None = None
+    database: Text | None = None
+    prompt: Prompt | None = None
+    tools: List[Tool] = ()
+    sampling: Sampling = Field(default_factory=Sampling)
+    outcomes: Annotated[Mapping[Outcome, Pattern], Frozen] = Field(default={}, validate_default=True)
+    visits: Annotated[Count, Field(le=1000)] = 3
+
+    @field_validator("pool")
+    @classmethod
+    def _none_where_rendered(cls, pool: str | None, info: ValidationInfo) -> str | None:
+        return None if info.data.get("render") else pool
+
+    @property
+    def kind(self) -> StageKind:
+        if self.render:
+            return "render"
+        return "sql" if self.tool else "llm"
+
+
+class Edge(Part):
+    """A way from stages to the next one. An empty `on` takes every outcome; `chance` is what is expected at first."""
+
+    sources: Annotated[OneOrMany[Text], Field(min_length=1, alias="from")]
+    to: Text
+    on: Annotated[OneOrMany[Outcome], Field(min_length=1)] = ()
+    chance: Share | None = None
+
+
+class Workflow(Part):
+    """A call graph with its SLO. `tools` says what happens to a tool call whose client drives itself."""
+
+    slo: Slo = Field(default_factory=Slo)
+    tools: Map[Literal["pass", "intercept"]] = Field(default={}, validate_default=True)
+    stages: Named[Stage] = Field(default={}, validate_default=True)
+    edges: List[Edge] = ()
+
+
+class Config(Part):
+    """A whole configuration."""
+
+    server: Server = Field(default_factory=Server)
+    admin: Admin = Field(default_factory=Admin)
+    auth: Auth = Field(default_factory=Auth)
+    limits: Limits = Field(default_factory=Limits)
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+    pools: Annotated[Named[Pool], Field(min_length=1)]
+    models: Map[Text] = Field(default={}, validate_default=True)
+    workflows: Named[Workflow] = Field(default={}, validate_default=True)
+    policies: Policies = Field(default_factory=Policies)
+
+    def alias(self, model: str) -> str | None:
+        """The pool that `models` gives to a model's name; the first pattern that fits wins."""
+        return next((pool for pattern, pool in self.models.items() if fnmatchcase(model, pattern)), None)
+
+    def policies_of(self, pool: str) -> PoolPolicies:
+        """A pool's policies: its own, and those of all pools where it names none."""
+        own = self.pools[pool].policies
+        slots = PoolPolicies.model_fields
+        chosen = {slot: getattr(own, slot) for slot in slots if getattr(own, slot) is not None}
+        return PoolPolicies.model_construct(**{s: getattr(self.policies, s) for s in slots} | chosen)

@@ -1,0 +1,212 @@
+"""SQL tool calls go to the executor: read and guarded, recalled if known, else run in the SQL pool.
+
+A statement that is refused, fails, finds nothing or takes too long is an answer like any other: it has an outcome
+in the workflow's terms and a text that a model can repair its SQL by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+from policies.sql import SqlRefused, Statement
+
+from backends.base import Request
+from gateway.attempts import begun
+from gateway.intake import Asked, Intake
+from gateway.openai.errors import bad_request, not_found
+from gateway.recall import Kept, Recall
+from gateway.runtime import Runtime
+from gateway.settings import DuckDb
+from policies.calls import Call, Fate, Outcome, Source
+from policies.events import Start
+
+EXECUTE, DESCRIBE = "execute_sql", "describe_tables"
+NO_ROWS = "The statement ran but returned no rows."
+_FATES: Mapping[int, Fate] = {400: "error", 504: "timeout"}
+
+
+class Reader(Protocol):
+    """Reads SQL off the event loop. Raises SqlRefused."""
+
+    async def read(self, text: str, dialect: str) -> Statement: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a tool answered: `status` and `body` as HTTP has them, and the outcome in the workflow's terms."""
+
+    status: int
+    body: bytes
+    fate: Fate
+    cache: str = ""
+    start: Start | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The body as an object: columns and rows, or an error."""
+        document: dict[str, Any] = orjson.loads(self.body)
+        return document
+
+    def complaint(self) -> str:
+        """What went wrong, in words that a model can repair its statement by; empty where nothing did."""
+        if self.fate == "empty":
+            return NO_ROWS
+        return str(self.document()["error"]["message"]) if self.status != 200 else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warehouse:
+    """One SQL pool: its settings, the reader of its statements, and what keeps its results."""
+
+    pool: str
+    settings: DuckDb
+    reader: Reader
+    kept: Kept[Hashable, Answer]
+    generation: Callable[[Path], Hashable]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What a worker is asked: the path, and the members of the body."""
+
+    path: str
+    members: Mapping[str, object]
+
+
+class Desk:
+    """Takes statements in for all SQL pools."""
+
+    def __init__(self, *, runtime: Runtime, intake: Intake, warehouses: Mapping[str, Warehouse]) -> None:
+        self._runtime = runtime
+        self._intake = intake
+        self._warehouses = warehouses
+        self._recalls = {
+            name: Recall[Hashable, Answer](
+                runtime=runtime, kept=house.kept, outcome=_outcome, keep=lambda answer: answer.status == 200
+            )
+            for name, house in warehouses.items()
+        }
+
+    @property
+    def databases(self) -> list[str]:
+        """The databases that can be asked, by name."""
+        return sorted({name for house in self._warehouses.values() for name in house.settings.databases})
+
+    async def query(
+        self,
+        asked: Asked,
+        sql: str,
+        *,
+        database: str | None = None,
+        limit: int | None = None,
+        stage: str | None = None,
+        dialect: str = "duckdb",
+    ) -> Answer:
+        """Run one read-only statement. `limit` in rows, at most what the pool allows. Raises ApiError (404, 503)."""
+        house, database = self._find(database)
+        call = self._intake.sql_call(asked, house.pool, sql, stage=stage)
+        try:
+            statement = await house.reader.read(sql, dialect)
+        except SqlRefused as refusal:
+            answer = Answer(status=400, body=_error(str(refusal), refusal.code), fate="error")
+            self._runtime.recalled(call, _outcome(answer, "cache"))
+            return answer
+        rows = min(limit or house.settings.max_rows, house.settings.max_rows)
+        job = _Job(
+            path="/sql/query",
+            members={
+                "database": database,
+                "sql": statement.canonical,
+                "limit": rows,
+                "max_bytes": house.settings.max_bytes,
+            },
+        )
+        if not statement.deterministic:
+            return await self._run(house, call, job)
+        generation = house.generation(house.settings.databases[database])
+        key = (asked.caller.tenant, database, generation, statement.canonical, rows)
+        return await self._recalled(house, key, call, job)
+
+    async def describe(self, asked: Asked, *, database: str | None = None, stage: str | None = None) -> Answer:
+        """The tables of a database: `{"database", "text", "tables"}`, the text byte-stable for prompts."""
+        house, database = self._find(database)
+        call = self._intake.sql_call(asked, house.pool, "", stage=stage)
+        key = ("", database, house.generation(house.settings.databases[database]), DESCRIBE)
+        return await self._recalled(house, key, call, _Job(path="/sql/describe", members={"database": database}))
+
+    async def call(
+        self, asked: Asked, name: str, arguments: str, *, stage: str, database: str | None = None
+    ) -> Answer:
+        """Run a model's tool call. Arguments that are not what the tool takes are an error for the model to mend."""
+        try:
+            document = orjson.loads(arguments or b"{}")
+        except orjson.JSONDecodeError:
+            return _unfit("the arguments of the tool call are not valid JSON")
+        if not isinstance(document, dict):
+            return _unfit("the arguments of the tool call must be a JSON object")
+        wanted = document.get("database", database)
+        if wanted is not None and wanted not in self.databases:
+            return _unfit(f"database: there is no such database (databases: {', '.join(self.databases)})")
+        if name == DESCRIBE:
+            return await self.describe(asked, database=wanted, stage=stage)
+        sql = document.get("sql", document.get("query"))
+        if not isinstance(sql, str) or not sql.strip():
+            return _unfit("sql: must be one SQL statement as text")
+        return await self.query(asked, sql, database=wanted, stage=stage)
+
+    async def _recalled(self, house: Warehouse, key: Hashable, call: Call, job: _Job) -> Answer:
+        async def compute(leader: Call) -> Answer:
+            return await self._run(house, leader, job)
+
+        found = await self._recalls[house.pool].get(key, call, compute)
+        answer = found.value
+        start = answer.start if found.cache == "miss" else None
+        return Answer(status=answer.status, body=answer.body, fate=answer.fate, cache=found.cache, start=start)
+
+    async def _run(self, house: Warehouse, call: Call, job: _Job) -> Answer:
+        timeout = house.settings.timeout
+        body = orjson.dumps({**job.members, "timeout": timeout})
+
+        def request(start: Start) -> Request:
+            # The worker holds the deadline itself; this bounds only a worker that has gone deaf.
+            return Request(call=call, path=job.path, body=body, head_timeout=2 * timeout + 5.0)
+
+        async with (
+            self._runtime.ticket(call) as ticket,
+            begun(self._runtime, ticket, request, stream=False) as attempt,
+        ):
+            fate = _FATES.get(attempt.status, "empty" if _is_empty(attempt.body) else "ok")
+            outcome = attempt.outcome(self._runtime.now(), fate=fate, prompt=0, output=0, cached=None)
+            ticket.finished(attempt.start.attempt, outcome)
+            return Answer(status=attempt.status, body=attempt.body, fate=fate, cache="miss", start=attempt.start)
+
+    def _find(self, database: str | None) -> tuple[Warehouse, str]:
+        if database is None:
+            if len(self.databases) != 1:
+                known = ", ".join(self.databases) or "none is configured"
+                raise bad_request(f"database: say which (databases: {known})", param="database")
+            database = self.databases[0]
+        for house in self._warehouses.values():
+            if database in house.settings.databases:
+                return house, database
+        raise not_found("database", database, self.databases)
+
+
+def _unfit(message: str) -> Answer:
+    return Answer(status=400, body=_error(message, "invalid_arguments"), fate="error")
+
+
+def _error(message: str, code: str) -> bytes:
+    return orjson.dumps({"error": {"message": message, "code": code}})
+
+
+def _outcome(answer: Answer, source: Source) -> Outcome:
+    return Outcome(fate=answer.fate, source=source)
+
+
+def _is_empty(body: bytes) -> bool:
+    """Whether a result has no row; the count stands behind the rows, near the end."""
+    return b'"row_count":0,' in body[-200:]

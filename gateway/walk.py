@@ -1,0 +1,258 @@
+"""A workflow called as a model: the gateway itself walks the graph and gives one answer.
+
+Entering a stage builds the stage's own prompt from the run's variables, byte for byte the same for the same
+values, so that each stage's prefix stays whole in its pool. Edges choose the next stage by outcome; the rendering
+stage writes the answer.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from backends.base import Request
+from gateway.answers import message_of, usage, whole_answer
+from gateway.asgi import EVENT_STREAM, JSON, Out
+from gateway.attempts import begun
+from gateway.intake import Asked, Inbound, Intake
+from gateway.openai.errors import bad_request
+from gateway.openai.payload import Payload, parse
+from gateway.openai.prompt import text_of
+from gateway.openai.sse import DONE, Chunks
+from gateway.runtime import Runtime
+from gateway.settings import Config, Stage
+from gateway.tools import DESCRIBE, Answer, Desk
+from gateway.toolspecs import offered
+from policies.calls import Fate, Outcome
+from policies.events import Start
+from policies.workflow import Workflow
+
+TABLE_ROWS = 50
+"""Rows of a result that are shown to a model or in an answer."""
+_FENCED = re.compile(r"```(?:sql)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+
+Json = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Walk:
+    """One run on its way through the graph: its variables, its visits, the tokens that it has used."""
+
+    values: dict[str, str]
+    visits: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    path: list[tuple[str, Fate]] = field(default_factory=list)
+    answer: str | None = None
+
+    def usage(self) -> Json:
+        return usage(self.prompt_tokens, self.output_tokens, self.cached_tokens)
+
+
+class Walker:
+    """Answers `model: workflow/NAME`."""
+
+    def __init__(
+        self, *, config: Config, runtime: Runtime, intake: Intake, desk: Desk, graphs: Mapping[str, Workflow]
+    ) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._intake = intake
+        self._desk = desk
+        self._graphs = graphs
+
+    async def __call__(self, inbound: Inbound, out: Out) -> bytes:
+        asked = inbound.asked
+        walk = Walk({"question": _question(inbound.payload)})
+        await self._go(walk, asked)
+        return await self._reply(walk, inbound, out)
+
+    async def _go(self, walk: Walk, asked: Asked) -> None:
+        """Follow the edges until the run ends, by its graph or by a loop bound."""
+        name = asked.identity.workflow
+        graph, stages = self._graphs[name], self._config.workflows[name].stages
+        stage = graph.first()
+        pool = ""
+        while stage is not None:
+            spec = stages[stage]
+            visits = walk.visits[stage] = walk.visits.get(stage, 0) + 1
+            if visits > spec.visits:
+                break
+            if spec.render is not None:
+                walk.answer = spec.render.fill(walk.values)
+                fate: Fate = "ok"
+            elif spec.tool is not None:
+                pool, fate = spec.pool or pool, await self._use_tool(walk, asked, stage, spec)
+            else:
+                pool, fate = spec.pool or pool, await self._ask_model(walk, asked, stage, spec)
+            walk.path.append((stage, fate))
+            stage = graph.following(stage, fate)
+        last = walk.path[-1][0] if walk.path else ""
+        self._runtime.recalled(self._intake.end_of_run(asked, pool, stage=last), Outcome(fate="ok", source="cache"))
+
+    async def _use_tool(self, walk: Walk, asked: Asked, stage: str, spec: Stage) -> Fate:
+        database = spec.database
+        if spec.tool == DESCRIBE:
+            answer = await self._desk.describe(asked, database=database, stage=stage)
+            document = answer.document()
+            if answer.fate == "ok":
+                walk.values |= {"schema": str(document["text"]), "database": str(document["database"])}
+        else:
+            answer = await self._desk.query(asked, walk.values.get("sql", ""), database=database, stage=stage)
+            walk.values |= result_values(answer)
+        walk.values["error"] = answer.complaint()
+        return answer.fate
+
+    async def _ask_model(self, walk: Walk, asked: Asked, stage: str, spec: Stage) -> Fate:
+        message = await self._complete(walk, asked, stage, spec)
+        content = message.get("content") or ""
+        walk.values["answer"] = content
+        if spec.tools:
+            sql = _statement(message, content)
+            if sql is None:
+                walk.values["error"] = "The model gave no SQL statement."
+                return "error"
+            walk.values["sql"] = sql
+        for fate, pattern in spec.outcomes.items():
+            if pattern.search(content):
+                if fate != "ok":
+                    walk.values["error"] = content.strip()
+                return fate
+        return "ok"
+
+    async def _complete(self, walk: Walk, asked: Asked, stage: str, spec: Stage) -> Json:
+        """One call to the stage's pool; returns the message that came back."""
+        assert spec.prompt is not None
+        assert spec.pool is not None
+        payload = self._payload(spec, spec.prompt.fill(walk.values))
+        pool, call = spec.pool, self._intake.llm_call(asked, payload, spec.pool, stage=stage)
+        body = self._intake.salted(payload.body, asked, pool)
+
+        def request(start: Start) -> Request:
+            return self._intake.request(asked, call, "chat", body, start, stream=False)
+
+        async with (
+            self._runtime.ticket(call) as ticket,
+            begun(self._runtime, ticket, request, stream=False) as attempt,
+        ):
+            tokens = whole_answer(self._runtime, ticket, attempt)
+            if attempt.status != 200:
+                raise bad_request(f"the model of stage {stage!r} refused its prompt", param="model")
+        walk.prompt_tokens += tokens.prompt
+        walk.output_tokens += tokens.output
+        walk.cached_tokens += tokens.cached or 0
+        return message_of(attempt.body)
+
+    def _payload(self, spec: Stage, prompt: str) -> Payload:
+        assert spec.pool is not None
+        document: Json = {
+            "model": self._config.pools[spec.pool].model,
+            "messages": [{"role": "user", "content": prompt}],
+            **{key: value for key, value in spec.sampling.model_dump().items() if value is not None},
+        }
+        if spec.tools:
+            document["tools"] = offered(spec.tools)
+        return parse(orjson.dumps(document), endpoint="chat")
+
+    async def _reply(self, walk: Walk, inbound: Inbound, out: Out) -> bytes:
+        asked, model = inbound.asked, inbound.payload.model
+        content = walk.answer if walk.answer is not None else _gave_up(walk)
+        headers = asked.reply_headers()
+        identity = f"chatcmpl-{asked.request_id}"
+        created = int(time.time())
+        if not inbound.payload.stream:
+            body = orjson.dumps(
+                {
+                    "id": identity,
+                    "object": "chat.completion",
+                    "created": created,
+                    "model": model,
+                    "choices": [
+                        {
+                            "index": 0,
+                            "message": {"role": "assistant", "content": content},
+                            "finish_reason": "stop",
+                        }
+                    ],
+                    "usage": walk.usage(),
+                    "workflow": self._told(walk, asked),
+                }
+            )
+            await out.begin(200, [JSON, *headers, ("content-length", str(len(body)))])
+            return body
+        chunks = Chunks(id=identity, model=model, created=created)
+        await out.begin(200, [EVENT_STREAM, ("cache-control", "no-cache"), *headers])
+        await out.write(chunks.role())
+        for line in content.splitlines(keepends=True):
+            await out.write(chunks.content(line))
+        last = chunks.finish()
+        return last + (chunks.usage(walk.usage()) if inbound.payload.include_usage else b"") + DONE
+
+    def _told(self, walk: Walk, asked: Asked) -> Json:
+        """What the run did, for whoever wants to know: an extension of the reply that clients ignore."""
+        return {
+            "id": asked.run,
+            "outcome": "ok" if walk.answer is not None else "error",
+            "path": [{"stage": stage, "outcome": fate} for stage, fate in walk.path],
+            "sql": walk.values.get("sql"),
+        }
+
+
+def result_values(answer: Answer) -> dict[str, str]:
+    """A result as the variables of a prompt: a Markdown table of its first rows, its columns, its size."""
+    if answer.status != 200:
+        return {"rows": "", "columns": "", "row_count": "0"}
+    document = answer.document()
+    columns = [str(column["name"]) for column in document["columns"]]
+    return {
+        "rows": table(columns, document["rows"]),
+        "columns": ", ".join(columns),
+        "row_count": str(document["row_count"]),
+    }
+
+
+def table(columns: list[str], rows: list[list[Any]]) -> str:
+    """Rows as a Markdown table, cut after TABLE_ROWS."""
+    lines = [columns, ["---"] * len(columns), *rows[:TABLE_ROWS]]
+    text = "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    more = len(rows) - TABLE_ROWS
+    return f"{text}\n({more} more rows)" if more > 0 else text
+
+
+def _statement(message: Json, content: str) -> str | None:
+    """The SQL in a model's answer: its tool call's, else a fenced block's, else the whole of what looks like SQL."""
+    for call in message.get("tool_calls") or ():
+        try:
+            arguments = orjson.loads(call["function"]["arguments"])
+            return str(arguments["sql"])
+        except (KeyError, TypeError, orjson.JSONDecodeError):
+            continue
+    fenced = _FENCED.search(content)
+    if fenced:
+        return fenced[1].strip()
+    return content.strip() if re.match(r"\s*(?:select|with|values)\b", content, re.IGNORECASE) else None
+
+
+def _question(payload: Payload) -> str:
+    for message in reversed(payload.messages):
+        if message["role"] == "user":
+            return " ".join(text_of(message.get("content")).split())
+    raise bad_request("messages: a message of role user is needed", param="messages")
+
+
+def _gave_up(walk: Walk) -> str:
+    why = walk.values.get("error") or "the loop bound was reached"
+    return f"I could not answer this. The last attempt failed: {why}"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return text.replace("|", "\\|").replace("\n", " ")

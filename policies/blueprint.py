@@ -1,0 +1,32 @@
+"""Everything that a dispatcher is made from, as plain data: what a journal keeps so that it can be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from policies.catalog import PolicySet, make_all
+from policies.dispatcher import Dispatcher, Limits
+from policies.pool import PoolSpec
+from policies.workflow import Workflow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """Pools, workflows and limits, the policies of each pool by name, and the seed of the only chance there is."""
+
+    pools: Mapping[str, PoolSpec]
+    workflows: Mapping[str, Workflow]
+    policies: Mapping[str, PolicySet]
+    limits: Limits
+    seed: int = 0
+
+    def dispatcher(self) -> Dispatcher:
+        """A fresh dispatcher. Raises UnknownPolicy."""
+        return Dispatcher(
+            pools=self.pools,
+            workflows=self.workflows,
+            policies={name: make_all(chosen) for name, chosen in self.policies.items()},
+            limits=self.limits,
+            seed=self.seed,
+        )
