@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway import units
-from gateway.settings import Config, PolicySpec, Pool, PoolPolicies
+from gateway.fields import PolicySpec
+from gateway.settings import Config, Pool, PoolPolicies
 from policies.blueprint import Blueprint
 from policies.catalog import Named, PolicySet, UnknownPolicy, make, parameters
 from policies.dispatcher import Limits
@@ -22,9 +23,7 @@ def blueprint(config: Config, *, seed: int = 0) -> Blueprint:
         pools={name: _pool(config, name) for name in config.pools},
         workflows={name: _workflow(config, name) for name in config.workflows},
         policies={name: _policies(config.policies_of(name)) for name in config.pools},
-        limits=Limits(
-            attempts=config.limits.attempts, runs=config.limits.runs, run_idle=config.limits.run_idle
-        ),
+        limits=Limits(attempts=config.limits.attempts, runs=config.limits.runs, run_idle=config.limits.run_idle),
         seed=seed,
     )
 

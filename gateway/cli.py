@@ -8,24 +8,18 @@ import logging
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
 import uvloop
 
-from gateway.app import create_app
 from gateway.blueprints import complaint
 from gateway.compose import compose
 from gateway.config import ConfigError, load
-from gateway.gateway import Gateway
+from gateway.listening import server
 from gateway.settings import Config
 
 DEMO = Path("examples/nl2sql/demo.py")
-KEEP_ALIVE = 75
-"""Seconds that a client's idle connection is kept, longer than its own pool keeps it, so that the client closes first."""
-_log = logging.getLogger("cortex")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,9 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     """A configuration with its policies checked against the catalog. Raises ConfigError."""
-    return load(path, os.environ, complaint)
+    return load(path, environ, complaint)
 
 
 def _check(parsed: argparse.Namespace) -> int:
@@ -83,46 +77,6 @@ def _serve(parsed: argparse.Namespace) -> int:
 async def _serve_until_told(config: Config) -> None:
     gateway = await compose(config)
     await server(gateway).serve()
-
-
-def server(gateway: Gateway) -> uvicorn.Server:
-    """The HTTP server of a gateway, by its configuration."""
-    settings = gateway.config.server
-    return _Server(
-        uvicorn.Config(
-            create_app(gateway),
-            host=settings.host,
-            port=settings.port,
-            http="httptools",
-            loop="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=round(settings.graceful_shutdown),
-        ),
-        gateway,
-    )
-
-
-class _Server(uvicorn.Server):
-    """Says that it is not ready as soon as it is told to stop, and where to point a client when it has started."""
-
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
-        super().__init__(config)
-        self._gateway = gateway
-
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup(sockets)  # type: ignore[arg-type]
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            _log.info("listening on http://%s:%d", host, port)
-            _log.info("point your OpenAI client at  base_url=http://%s:%d/v1", host, port)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._gateway.draining = True
-        super().handle_exit(sig, frame)
 
 
 def _set_up_logs(config: Config) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import cast
 
 import aiohttp
-import orjson
 
 from backends.base import Cluster, Engine
 from backends.emulated.cluster import EmulatedCluster
 from backends.emulated.options import EmulatedOptions
-from backends.sql.cache import ResultCache, generation
-from backends.sql.engine import SqlCluster, SqlOptions
+from backends.sql.cache import ExactTexts, ResultCache, ResultKey, generation
+from backends.sql.engine import SqlCluster
+from backends.sql.options import SqlOptions
 from backends.sql.parser import Parser
 from backends.vllm import AttachedServers, HttpEngine, connections
 from gateway.access import Access
@@ -26,12 +28,14 @@ from gateway.intercept import Intercept
 from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.monitor import Monitor
+from gateway.recall import Kept
 from gateway.relay import Relay
 from gateway.runtime import Clock, Runtime
 from gateway.settings import Config, DuckDb, Emulated, Pool, Vllm
 from gateway.sqlapi import SqlApi
-from gateway.tools import Answer, Desk, Warehouse
+from gateway.tools import Desk, Warehouse
 from gateway.walk import Walker
+from policies.sql import Statement
 
 
 async def compose(config: Config, *, seed: int | None = None, report_every: float = 2.0) -> Gateway:
@@ -47,9 +51,11 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         journal=Journal(config.server.journal, {"blueprint": plan}) if config.server.journal else None,
         watchers=(metrics.watch,),
     )
-    intake = Intake(config=config, access=access, directory=directory, clock=clock)
-    parsers = {name: Parser() for name, pool in config.pools.items() if isinstance(pool.backend, DuckDb)}
-    desk = Desk(runtime=runtime, intake=intake, warehouses=_warehouses(config, parsers))
+    intake = Intake(config=config, access=access, directory=directory, clock=clock, named=metrics.named)
+    stores = {name: pool.backend for name, pool in config.pools.items() if isinstance(pool.backend, DuckDb)}
+    parsers = {name: Parser() for name in stores}
+    houses = {name: _warehouse(name, settings, parsers[name]) for name, settings in stores.items()}
+    desk = Desk(runtime=runtime, intake=intake, warehouses=houses, count=metrics.sql_answered)
     door = Door(counts=metrics, most=config.limits.concurrent_calls, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
     walker = Walker(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
@@ -72,6 +78,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         relay=relay,
         sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
         admin=AdminApi(access=access, runtime=runtime, monitor=monitor),
+        openers=tuple(parser.start for parser in parsers.values()),
         closers=(session.close, *(parser.aclose for parser in parsers.values())),
     )
     metrics.refresh = gateway.measure
@@ -92,9 +99,7 @@ def _cluster(pool: Pool, session: aiohttp.ClientSession) -> Cluster:
         )
     if isinstance(backend, Vllm):
         return AttachedServers(backend.attach, session, backend.api_key or "")
-    return EmulatedCluster(
-        model=pool.model or "", options=_options(backend), connect=_connect(session)
-    )
+    return EmulatedCluster(model=pool.model or "", options=_options(backend), connect=_connect(session))
 
 
 def _connect(session: aiohttp.ClientSession) -> Callable[[str], Engine]:
@@ -106,15 +111,36 @@ def _options(backend: Emulated) -> EmulatedOptions:
     return EmulatedOptions(**{**settings, "script": str(backend.script) if backend.script else None})
 
 
-def _warehouses(config: Config, parsers: dict[str, Parser]) -> dict[str, Warehouse]:
-    return {
-        name: Warehouse(
-            pool=name,
-            settings=pool.backend,
-            reader=parsers[name],
-            kept=_Results(ResultCache(pool.backend.cache)),
-            generation=generation,
+def _warehouse(name: str, settings: DuckDb, parser: Parser) -> Warehouse:
+    def key(tenant: str, database: str, canonical: str, limit: int) -> ResultKey:
+        return ResultKey(
+            tenant=tenant,
+            database=database,
+            generation=generation(str(settings.databases[database])),
+            canonical=canonical,
+            limit=limit,
+            max_bytes=settings.max_bytes,
         )
-        for name, pool in config.pools.items()
-        if isinstance(pool.backend, DuckDb)
-    }
+
+    return Warehouse(
+        pool=name,
+        settings=settings,
+        reader=_Reader(parser, ExactTexts()),
+        kept=cast(Kept[Hashable, bytes], ResultCache(settings.cache)),
+        key=key,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads a text that was read before from memory, any other in the helper process."""
+
+    parser: Parser
+    texts: ExactTexts
+
+    async def read(self, text: str, dialect: str) -> Statement:
+        known = self.texts.get(text, dialect)
+        if known is None:
+            known = await self.parser.read(text, dialect)
+            self.texts.put(text, dialect, known)
+        return known

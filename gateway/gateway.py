@@ -38,6 +38,7 @@ class Gateway:
     relay: Relay
     sql: SqlApi
     admin: AdminApi
+    openers: Sequence[Callable[[], Awaitable[None]]] = ()
     closers: Sequence[Callable[[], Awaitable[None]]] = ()
     draining: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
@@ -49,13 +50,29 @@ class Gateway:
             for close in self.closers:
                 stack.push_async_callback(close)
             stack.push_async_callback(self.runtime.aclose)
-            await self.runtime.start()
+            await asyncio.gather(self.runtime.start(), *(start() for start in self.openers))
             await self.monitor.poll()
             watch = asyncio.create_task(self.monitor.run(), name="monitor")
             stack.push_async_callback(_ended, watch)
             self._report()
             yield
             self.draining = True
+
+    def measure(self) -> None:
+        """Set the gauges to how things stand."""
+        dispatcher, metrics, now = self.runtime.dispatcher, self.metrics, self.runtime.now()
+        for name in self.runtime.pools:
+            engines = dispatcher.fleet.of(name)
+            for state in ("starting", "ready", "draining", "gone"):
+                metrics.engines.labels(name, state).set(sum(engine.status == state for engine in engines))
+            metrics.waiting.labels(name).set(dispatcher.pool_view(name, now).waiting)
+            metrics.running.labels(name).set(sum(len(engine.slots) for engine in engines))
+            metrics.work.labels(name).set(sum(engine.work for engine in engines))
+        metrics.kv.clear()
+        for engine in dispatcher.fleet:
+            metrics.kv.labels(engine.name).set(engine.kv_use)
+        metrics.runs.set(len(dispatcher.runs))
+        metrics.journal.set(self.runtime.journal_dropped)
 
     def _report(self) -> None:
         """Say what is up, and where a client is to be pointed."""

@@ -75,11 +75,20 @@ class Inbound:
 class Intake:
     """Reads requests. Nothing after it sees a header of the client's."""
 
-    def __init__(self, *, config: Config, access: Access, directory: Directory, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        config: Config,
+        access: Access,
+        directory: Directory,
+        clock: Callable[[], float],
+        named: Callable[[str], None],
+    ) -> None:
         self._config = config
         self._access = access
         self._directory = directory
         self._now = clock
+        self._named = named
         self._ids = itertools.count(1)
         self._prefix = secrets.token_hex(4)
         # Only these backends are told how to order and to keep apart; attached servers may say no to either.
@@ -98,6 +107,7 @@ class Intake:
         else:
             self._directory.check_place(alias)
         identity = read_identity(headers, body, path=place, alias=alias, key_default=caller.default)
+        self._named(identity.source)
         return Asked(
             caller=caller,
             identity=replace(identity, priority=caller.clamp(identity.priority)),

@@ -45,8 +45,8 @@ class Metrics:
         self._attempts = Counter("cortex_attempts_total", "Attempts sent.", ["pool"], registry=own)
         self._failures = Counter("cortex_attempt_failures_total", "Attempts failed.", ["reason"], registry=own)
         self._refusals = Counter("cortex_refusals_total", "Calls let go unserved.", ["reason"], registry=own)
-        self.identity = Counter("cortex_identity_total", "Calls by what named them.", ["source"], registry=own)
-        self.sql = Counter("cortex_sql_answers_total", "SQL answers by where from.", ["cache"], registry=own)
+        self._identity = Counter("cortex_identity_total", "Calls by what named them.", ["source"], registry=own)
+        self._sql = Counter("cortex_sql_answers_total", "SQL answers by where from.", ["cache"], registry=own)
         self.engines = Gauge("cortex_engines", "Engines of a pool.", ["pool", "state"], registry=own)
         self.waiting = Gauge("cortex_waiting_calls", "Calls in a pool's queue.", ["pool"], registry=own)
         self.running = Gauge("cortex_running_calls", "Calls in a pool's engines.", ["pool"], registry=own)
@@ -80,6 +80,14 @@ class Metrics:
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
+
+    def named(self, source: str) -> None:
+        """Count which channel told whose call it was."""
+        self._identity.labels(source).inc()
+
+    def sql_answered(self, cache: str) -> None:
+        """Count where a SQL answer came from: hit, joined, miss, bypass (may not be kept) or refused."""
+        self._sql.labels(cache).inc()
 
     def cancelled(self, endpoint: str) -> None:
         self._cancelled.labels(endpoint).inc()

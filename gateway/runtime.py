@@ -164,6 +164,11 @@ class Runtime:
             if not any(engine.usable(now) for engine in self.dispatcher.fleet.serving(pool))
         ]
 
+    @property
+    def journal_dropped(self) -> int:
+        """Steps that the journal could not write."""
+        return self._journal.dropped if self._journal is not None else 0
+
     # --- events in, actions out -------------------------------------------------------------------------------
 
     def handle(self, event: Event) -> None:

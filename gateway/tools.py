@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
-from policies.sql import SqlRefused, Statement
 
 from backends.base import Request
 from gateway.attempts import begun
@@ -23,6 +21,7 @@ from gateway.runtime import Runtime
 from gateway.settings import DuckDb
 from policies.calls import Call, Fate, Outcome, Source
 from policies.events import Start
+from policies.sql import SqlRefused, Statement
 
 EXECUTE, DESCRIBE = "execute_sql", "describe_tables"
 NO_ROWS = "The statement ran but returned no rows."
@@ -64,8 +63,23 @@ class Warehouse:
     pool: str
     settings: DuckDb
     reader: Reader
-    kept: Kept[Hashable, Answer]
-    generation: Callable[[Path], Hashable]
+    kept: Kept[Hashable, bytes]
+    key: Callable[[str, str, str, int], Hashable]
+    """The key of a result: of tenant, database as it is now, canonical SQL and rows asked for."""
+
+
+class _Answers:
+    """Results kept as bytes, seen as answers."""
+
+    def __init__(self, kept: Kept[Hashable, bytes]) -> None:
+        self._kept = kept
+
+    def get(self, key: Hashable) -> Answer | None:
+        body = self._kept.get(key)
+        return Answer(status=200, body=body, fate="empty" if _is_empty(body) else "ok") if body is not None else None
+
+    def put(self, key: Hashable, value: Answer) -> None:
+        self._kept.put(key, value.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +93,21 @@ class _Job:
 class Desk:
     """Takes statements in for all SQL pools."""
 
-    def __init__(self, *, runtime: Runtime, intake: Intake, warehouses: Mapping[str, Warehouse]) -> None:
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        intake: Intake,
+        warehouses: Mapping[str, Warehouse],
+        count: Callable[[str], None],
+    ) -> None:
         self._runtime = runtime
         self._intake = intake
         self._warehouses = warehouses
+        self._count = count
         self._recalls = {
             name: Recall[Hashable, Answer](
-                runtime=runtime, kept=house.kept, outcome=_outcome, keep=lambda answer: answer.status == 200
+                runtime=runtime, kept=_Answers(house.kept), outcome=_outcome, keep=lambda answer: answer.status == 200
             )
             for name, house in warehouses.items()
         }
@@ -112,6 +134,7 @@ class Desk:
             statement = await house.reader.read(sql, dialect)
         except SqlRefused as refusal:
             answer = Answer(status=400, body=_error(str(refusal), refusal.code), fate="error")
+            self._count("refused")
             self._runtime.recalled(call, _outcome(answer, "cache"))
             return answer
         rows = min(limit or house.settings.max_rows, house.settings.max_rows)
@@ -125,16 +148,16 @@ class Desk:
             },
         )
         if not statement.deterministic:
+            self._count("bypass")
             return await self._run(house, call, job)
-        generation = house.generation(house.settings.databases[database])
-        key = (asked.caller.tenant, database, generation, statement.canonical, rows)
+        key = house.key(asked.caller.tenant, database, statement.canonical, rows)
         return await self._recalled(house, key, call, job)
 
     async def describe(self, asked: Asked, *, database: str | None = None, stage: str | None = None) -> Answer:
         """The tables of a database: `{"database", "text", "tables"}`, the text byte-stable for prompts."""
         house, database = self._find(database)
         call = self._intake.sql_call(asked, house.pool, "", stage=stage)
-        key = ("", database, house.generation(house.settings.databases[database]), DESCRIBE)
+        key = house.key("", database, DESCRIBE, 0)
         return await self._recalled(house, key, call, _Job(path="/sql/describe", members={"database": database}))
 
     async def call(
@@ -162,6 +185,7 @@ class Desk:
             return await self._run(house, leader, job)
 
         found = await self._recalls[house.pool].get(key, call, compute)
+        self._count(found.cache)
         answer = found.value
         start = answer.start if found.cache == "miss" else None
         return Answer(status=answer.status, body=answer.body, fate=answer.fate, cache=found.cache, start=start)

@@ -102,7 +102,7 @@ class Walker:
             answer = await self._desk.describe(asked, database=database, stage=stage)
             document = answer.document()
             if answer.fate == "ok":
-                walk.values |= {"schema": str(document["text"]), "database": str(document["database"])}
+                walk.values |= {"schema": str(document["text"]), "database": database or ""}
         else:
             answer = await self._desk.query(asked, walk.values.get("sql", ""), database=database, stage=stage)
             walk.values |= result_values(answer)

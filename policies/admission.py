@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from policies.calls import Call, Estimate
@@ -26,7 +27,8 @@ class PredictedWait:
     """As `QueueBound`, and refuse a run whose first wait alone would use up more than its slack.
 
     A wait of up to `grace` seconds is never a reason to refuse: a deadline that could not be met on an idle pool
-    either is the client's own affair. `Retry-After` is the time by which enough of the queue will have gone.
+    either is the client's own affair. `Retry-After` is the time by which enough of the queue will have gone, if
+    nobody else joins it.
     """
 
     grace: float = field(default=1.0, metadata={"unit": "s"})
@@ -37,4 +39,6 @@ class PredictedWait:
         if isinstance(bound, Refuse) or spare is None:
             return bound
         wait, tolerable = pool.predicted_wait, max(spare, self.grace)
-        return Admit() if wait <= tolerable else Refuse(late=True, retry_after=wait - tolerable)
+        if wait <= tolerable:
+            return Admit()
+        return Refuse(late=True, retry_after=math.ceil((wait - tolerable) / pool.pace) * pool.pace)

@@ -175,14 +175,18 @@ class PoolView:
     mean_service: float
 
     @property
-    def predicted_wait(self) -> float:
-        """Seconds until a call that joins the queue now starts: what stands before it, over the pool's rate.
+    def pace(self) -> float:
+        """Seconds from one call's end to the next one's while all slots are taken.
 
-        While no engine is usable nobody knows; then the rate is that of a single slot, so that it stays a number.
+        While no engine is usable nobody knows; then it is that of a single slot, so that it stays a number.
         """
-        slots = max(1, self.slots)
-        ahead = self.waiting + max(0, self.running - slots + 1)
-        return ahead * self.mean_service / slots
+        return self.mean_service / max(1, self.slots)
+
+    @property
+    def predicted_wait(self) -> float:
+        """Seconds until a call that joins the queue now starts: as many ends as calls stand before it."""
+        ahead = self.waiting + max(0, self.running - max(1, self.slots) + 1)
+        return ahead * self.pace
 
 
 def lending(specs: Mapping[str, PoolSpec]) -> dict[str, tuple[str, ...]]:

@@ -97,7 +97,7 @@ READ_AS: Final = _words(
     date_from_parts datetime euclidean_distance exists extract initcap jarowinkler_similarity json_array
     json_extract_scalar json_object pad parse_json percentile_cont percentile_disc regexp_like
     regexp_split sha2 str_position str_to_time struct time time_from_parts time_to_str time_to_unix
-    timestamp timestamp_from_parts timestamp_trunc transform try_cast unix_to_time
+    timestamp timestamp_from_parts timestamp_trunc to_map transform try_cast unix_to_time
     """
 )
 """What sqlglot calls allowed functions and pieces of syntax where its name is none of the engine's."""

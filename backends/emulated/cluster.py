@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -86,6 +87,8 @@ class EmulatedCluster:
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
+            # A Ctrl-C in the terminal is for the gateway, which still has streams to finish on its engines.
+            start_new_session=True,
         )
         lines: deque[str] = deque(maxlen=LAST_LINES)
         return _Child(process=process, lines=lines, errors=asyncio.create_task(_read_errors(process, lines)))
@@ -116,14 +119,20 @@ async def _read_errors(process: Process, lines: deque[str]) -> None:
 
 async def _end(child: _Child) -> None:
     process = child.process
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+    _signal(process, signal.SIGTERM)
     try:
         async with asyncio.timeout(GRACE):
             await process.wait()
     except TimeoutError:
-        process.kill()
+        _signal(process, signal.SIGKILL)
         await process.wait()
     if process.returncode not in (0, -signal.SIGTERM):
         log.warning("an emulated engine ended with status %s:\n%s", process.returncode, "\n".join(child.lines))
     await child.errors
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    # Not `process.terminate()`: it reaps a child that has just died before asyncio does, and the status is lost.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)

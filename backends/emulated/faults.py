@@ -31,7 +31,7 @@ def read_fault(header: str | None) -> Fault | None:
     kind, _, number = header.partition("=")
     if kind in PLAIN and not number:
         return Fault(kind)
-    if kind in COUNTED and number.isascii() and number.isdigit() and (kind != "status" or 200 <= int(number) < 600):
+    if kind in COUNTED and number.isascii() and number.isdigit() and (kind != "status" or 400 <= int(number) < 600):
         return Fault(kind, int(number))
     known = ", ".join([*PLAIN, *(f"{name}=N" for name in COUNTED)])
     raise Refusal(400, "BadRequestError", f"no fault {header!r} (known: {known})", HEADER)

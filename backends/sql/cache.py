@@ -6,10 +6,13 @@ import hashlib
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from backends.sql.encode import ENCODING
-from policies.sql import Statement
+if TYPE_CHECKING:  # the workers use this module and have no need of the parser
+    from policies.sql import Statement
+
+ENCODING: Final = 1
+"""Counts up when `backends.sql.encode` writes the same rows otherwise: results kept before are then void."""
 
 _ENTRY_COST: Final = 400
 """Bytes that an entry costs beside its value: key, hash table, headers of objects. Measured roughly, upward."""

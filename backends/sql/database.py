@@ -25,7 +25,8 @@ class Database:
     def private(self) -> tuple[str, ...]:
         """Words of the server's that no message may show."""
         full = os.path.abspath(self._path)
-        return self._path, full, os.path.dirname(full), os.path.basename(full)
+        file = os.path.basename(full)
+        return self._path, full, file, f"{os.path.splitext(file)[0]}.main."
 
     @contextmanager
     def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -9,11 +9,15 @@
 | TIMESTAMP WITH TIME ZONE | ISO 8601 in UTC |
 | INTERVAL, other types | DuckDB's text |
 | BLOB | base64 |
-| LIST, ARRAY, unnamed ROW / STRUCT / MAP / UNION | array / object / array of {"key", "value"} / text of {"tag": value} |
+| LIST, ARRAY, unnamed ROW | array |
+| STRUCT | object |
+| MAP | array of {"key", "value"} |
+| UNION | the text of {"tag": value} |
 
 Python's values lose some of it: nanoseconds, the months of an interval, infinite dates, tags. A column of such a
 type is cast to text *in SQL* (`Column.cast`). Infinite dates look like the last day of 9999 and are rare, so dates
 are fetched as they come, and `Inexact` asks for another run with casts where one of them may be infinite.
+A change here counts `backends.sql.cache.ENCODING` up.
 """
 
 from __future__ import annotations
@@ -26,9 +30,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from duckdb.sqltypes import DuckDBPyType
-
-ENCODING: Final = 1
-"""Counts up when the same rows would be encoded otherwise: kept results of before are then void."""
 
 SAFE_INTEGER: Final = 2**53
 
@@ -138,7 +139,8 @@ def _items(kind: DuckDBPyType, exact: bool) -> Column:
 
 
 def _struct(kind: DuckDBPyType, exact: bool) -> Column:
-    fields = [(name, child, _column(child, exact)) for name, child in kind.children]
+    children: Sequence[tuple[str, Any]] = kind.children
+    fields = [(name, child, _column(child, exact)) for name, child in children]
     cast = None
     if any(field.cast for _, _, field in fields):
         inner = (f"{_quoted(name)} {field.cast or child}" for name, child, field in fields)
@@ -148,7 +150,8 @@ def _struct(kind: DuckDBPyType, exact: bool) -> Column:
 
 
 def _tuple(kind: DuckDBPyType, exact: bool) -> Column:
-    fields = [_column(child, exact) for _, child in kind.children]
+    children: Sequence[tuple[str, Any]] = kind.children
+    fields = [_column(child, exact) for _, child in children]
     if any(field.cast for field in fields):
         return Column("VARCHAR")  # an unnamed ROW cannot be cast part by part
     return Column(None, lambda values: encode_row(fields, values))

@@ -57,9 +57,12 @@ class Child:
     @classmethod
     async def spawn(cls, module: str, configuration: bytes, *, timeout: float) -> Child:
         """Run a module that calls `serve`, and wait until it is ready. Raises BackendError."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", module, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+            )
+        except OSError:
+            raise BackendError("a process cannot be started", trouble="refused", retryable=True) from None
         child = cls(process)
         try:
             answer = await child.ask(configuration, timeout)
@@ -73,6 +76,10 @@ class Child:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
 
     async def ask(self, request: bytes, timeout: float) -> bytes:
         """Send a request and wait for its answer, `timeout` seconds in all.

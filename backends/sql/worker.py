@@ -1,8 +1,4 @@
-"""The worker process: opens the databases, locks them down, and runs what the guard let through.
-
-An answer is a status as three digits, then JSON: 200 a result, 400 an error of the statement's own,
-504 a statement that was stopped.
-"""
+"""The worker process: opens the databases, locks them down, and runs what the guard let through."""
 
 from __future__ import annotations
 
@@ -13,9 +9,10 @@ from typing import Any
 import duckdb
 import orjson
 
+from backends.sql import answers
 from backends.sql.database import Database
 from backends.sql.describe import describe
-from backends.sql.failures import code_of, error_body, message_of
+from backends.sql.failures import code_of, message_of
 from backends.sql.options import SqlOptions
 from backends.sql.process import Service, StartFailed, serve
 from backends.sql.run import NotAQuery, Query, run_query
@@ -40,15 +37,13 @@ class Worker:
         try:
             database = self._databases[task["database"]]
             with database.cursor() as cursor, self._stopper.limit(cursor, task["timeout"]):
-                return b"200" + self._run(cursor, task)
+                return answers.result(self._run(cursor, task))
         except NotAQuery:
-            return b"400" + error_body("only one query at a time may run", "refused")
+            return answers.failure("only one query at a time may run", "refused")
         except (duckdb.FatalException, duckdb.InternalException):
             raise
         except (duckdb.Error, MemoryError, OSError) as error:
-            code = code_of(error)
-            status = b"504" if code == "timeout" else b"400"
-            return status + error_body(message_of(error, self._private), code)
+            return answers.failure(message_of(error, self._private), code_of(error))
 
     def interrupt(self) -> None:
         self._stopper.stop()

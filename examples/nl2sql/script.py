@@ -41,7 +41,7 @@ def _rules(question: Question) -> list[Rule]:
     mistakes = question.mistakes
     attempts = [mistake.sql for mistake in mistakes]
     attempts.append(attempts[0] if question.unrepairable else question.gold)
-    rules: list[Rule] = [{"task": "generate", "call": _call(attempts[0])}]
+    rules = [*_in_conversation(question, attempts), {"task": "generate", "call": _call(attempts[0])}]
     for mistake, following in zip(mistakes, attempts[1:], strict=True):
         rules.append({"task": "fix", "quotes": _quotes(mistake), "call": _call(following)})
     for mistake in mistakes:
@@ -49,6 +49,21 @@ def _rules(question: Question) -> list[Rule]:
             rules.append({"task": "verify", "quotes": [mistake.sql], "say": f"WRONG: {mistake.quote}"})
     rules.append({"task": "verify", "say": "OK: the statement says what the question asks, and the rows fit."})
     return rules
+
+
+def _in_conversation(question: Question, attempts: list[str]) -> list[Rule]:
+    """What the writer says when its own tool calls stand in its prompt, the latest of them deciding.
+
+    Rows end the matter, wrong or right: only the verifier would know better.
+    """
+    rules: list[Rule] = []
+    for mistake, sql, following in zip((*question.mistakes, None), attempts, [*attempts[1:], ""], strict=True):
+        called: Rule = {"task": "generate", "quotes": [f'{{"sql":"{json.dumps(sql, ensure_ascii=False)[1:-1]}"']}
+        if mistake is None or mistake.kind == "rows":
+            rules.insert(0, {**called, "say": "The rows above answer the question."})
+        else:
+            rules.insert(0, {**called, "call": _call(following)})
+    return rules[1:] if question.unrepairable else rules
 
 
 def _quotes(mistake: Mistake) -> list[str]:

@@ -20,7 +20,8 @@ FCFS = PolicySet(priority=Named(name="fcfs"), admission=Named(name="queue_bound"
 
 def a_call(id: str = "c", **given: Any) -> Call:
     """A call of a run of its own, unless told otherwise."""
-    return Call(**{"id": id, "pool": "p", "run": f"run of {id}", "arrived": 0.0} | given)
+    usual: dict[str, Any] = {"id": id, "pool": "p", "run": f"run of {id}", "arrived": 0.0}
+    return Call(**usual | given)
 
 
 def a_pool(name: str = "p", *, sequences: int = 1, work: float = 1e9, **given: Any) -> PoolSpec:
@@ -29,7 +30,8 @@ def a_pool(name: str = "p", *, sequences: int = 1, work: float = 1e9, **given: A
 
 def a_view(name: str = "e", **given: Any) -> EngineView:
     """An idle engine as routing sees it."""
-    usual = {
+    usual: dict[str, Any] = {
+        "name": name,
         "pool": "p",
         "running": 0,
         "work": 0.0,
@@ -39,7 +41,7 @@ def a_view(name: str = "e", **given: Any) -> EngineView:
         "last_start": 0,
         "tried": False,
     }
-    return EngineView(**{"name": name} | usual | given)
+    return EngineView(**usual | given)
 
 
 def nl2sql(deadline: float | None = 8.0) -> Workflow:

@@ -214,7 +214,7 @@ async def test_the_next_turn_finds_prompt_and_answer_in_the_cache() -> None:
 
 
 async def test_urgent_requests_overtake_and_the_header_wins_over_the_body() -> None:
-    async with client(EmulatedOptions(max_num_seqs=1, decode_step=0.02)) as c:
+    async with client(EmulatedOptions(max_num_seqs=1)) as c:
         order: list[str] = []
 
         async def ask(name: str, priority: object, header: str | None = None) -> None:
@@ -224,13 +224,14 @@ async def test_urgent_requests_overtake_and_the_header_wins_over_the_body() -> N
             order.append(name)
 
         async with asyncio.TaskGroup() as group:
-            group.create_task(c.post("/v1/completions", {"prompt": "first", "max_tokens": 40}))
+            first = group.create_task(c.post("/v1/completions", {"prompt": "first", "max_tokens": 20000}))
             await c.until("vllm:num_requests_running", 1)
             group.create_task(ask("patient", 7))
             await c.until("vllm:num_requests_waiting", 1)
             group.create_task(ask("ill-formed header", 0, "soon"))
             group.create_task(ask("header", 9, "-5"))
             await c.until("vllm:num_requests_waiting", 3)
+            first.cancel()
     assert order == ["header", "ill-formed header", "patient"]
 
 

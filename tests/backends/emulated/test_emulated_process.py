@@ -167,6 +167,7 @@ async def test_an_engine_that_does_not_end_when_asked_is_made_to(
         before = children_of(os.getpid())
         await engines.start("one")
         (child,) = children_of(os.getpid()) - before
+        assert os.getpgid(child) == child  # a Ctrl-C in the terminal does not reach it
         # A stopped process leaves SIGTERM pending; only SIGKILL reaches it.
         os.kill(child, signal.SIGSTOP if stubborn else signal.SIGKILL)
         await engines.stop("one")

@@ -1,0 +1,195 @@
+"""SQL workers as engines of a pool: one process, one statement at a time, killed when it does not obey."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Final
+
+from backends.base import BackendError, EngineReport, Reply, Request
+from backends.sql import answers
+from backends.sql.breaker import Breaker
+from backends.sql.options import SqlOptions
+from backends.sql.process import Child
+from backends.sql.tasks import BadTask, Task, read_task
+
+GRACE: Final = 0.25
+"""Seconds after its timeout in which a statement may still end by itself; then its process is killed."""
+
+_START: Final = 20.0
+_JSON: Final = (("content-type", "application/json"),)
+
+
+class SqlEngine:
+    """One worker process, restarted when it was killed or died.
+
+    Replies: 200 a result; 400 an error of the statement; 504 a statement that took too long. A worker that dies of
+    a statement is a BackendError `crashed`, not retryable: the next worker would die of it too.
+    """
+
+    def __init__(self, options: SqlOptions, *, breaker: Breaker | None = None) -> None:
+        self._options = options
+        self._breaker = breaker or Breaker()
+        self._child: Child | None = None
+        self._repair: asyncio.Task[None] | None = None
+        self._busy = False
+        self._closed = False
+        self._runs = 0
+        self._kills = 0
+        self._crashes = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process, None while there is none."""
+        return self._child.pid if self._child else None
+
+    async def start(self) -> None:
+        """Bring the worker up. Raises BackendError."""
+        self._child = await self._spawn()
+
+    @asynccontextmanager
+    async def open(self, request: Request) -> AsyncIterator[Reply]:
+        """Run the operation to its end. Leaving before stops the statement, by a kill where it does not obey.
+
+        Raises BackendError: `overloaded` while another statement runs, `refused` while there is no worker.
+        """
+        try:
+            task = read_task(request, self._options)
+        except BadTask as error:
+            yield _reply(answers.failure(str(error), "invalid_request"))
+            return
+        if self._busy:
+            raise BackendError("the SQL worker is busy", trouble="overloaded", retryable=True)
+        self._busy = True
+        try:
+            answer = await self._run(task)
+        finally:
+            self._busy = False
+        yield _reply(answer)
+
+    async def report(self) -> EngineReport:
+        """Raises BackendError when there is no worker and none is coming at once."""
+        self._refuse_when_down()
+        counters = {"runs": self._runs, "kills": self._kills, "crashes": self._crashes}
+        return EngineReport(running=int(self._busy), counters=counters)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        if self._repair is not None:
+            self._repair.cancel()
+            await asyncio.gather(self._repair, return_exceptions=True)
+        child, self._child = self._child, None
+        if child is not None:
+            await child.kill()
+
+    async def _run(self, task: Task) -> bytes:
+        """The worker's answer, or one in its place where it was killed."""
+        child = await self._ready()
+        self._runs += 1
+        ask = asyncio.create_task(child.ask(task.to_json(), task.timeout + GRACE))
+        try:
+            answer = await asyncio.shield(ask)
+        except asyncio.CancelledError:
+            self._begin(self._settle(child, ask))
+            raise
+        except BackendError as error:
+            if error.trouble == "timeout":
+                self._kills += 1
+                self._begin(self._replace(child))
+                return answers.failure("the statement took too long and was stopped", "timeout")
+            self._crashes += 1
+            self._breaker.failed(time.monotonic())
+            self._begin(self._replace(child))
+            raise BackendError(
+                "the SQL worker ended while it ran this statement", trouble="crashed", retryable=False
+            ) from None
+        self._breaker.worked()
+        return answer
+
+    async def _ready(self) -> Child:
+        """A worker with nothing in hand. Waits for one that is being brought up."""
+        self._refuse_when_down()
+        await self._repaired()
+        if self._child is not None and not self._child.alive:  # it died with nothing in hand
+            self._begin(self._replace(self._child))
+            await self._repaired()
+        if self._child is None:
+            self._refuse_when_down()
+            raise BackendError("the SQL worker is starting", trouble="refused", retryable=True, retry_after=1.0)
+        return self._child
+
+    async def _repaired(self) -> None:
+        if self._repair is not None:
+            await asyncio.wait([self._repair], timeout=_START)
+
+    def _refuse_when_down(self) -> None:
+        if self._closed:
+            raise BackendError("the SQL worker is closed", trouble="refused", retryable=True)
+        left = self._breaker.left(time.monotonic())
+        if left and self._child is None:
+            raise BackendError("the SQL worker keeps failing", trouble="refused", retryable=True, retry_after=left)
+
+    def _begin(self, repair: Coroutine[None, None, None]) -> None:
+        if self._closed:
+            repair.close()
+        else:
+            self._repair = asyncio.create_task(repair)
+
+    async def _settle(self, child: Child, ask: asyncio.Task[bytes]) -> None:
+        """Make a worker whose client has left fit for the next statement."""
+        child.interrupt()
+        try:
+            async with asyncio.timeout(GRACE):
+                await ask
+        except (TimeoutError, BackendError):
+            self._kills += 1
+            await self._replace(child)
+
+    async def _replace(self, child: Child) -> None:
+        self._child = None
+        await child.kill()
+        while self._child is None:
+            await asyncio.sleep(self._breaker.left(time.monotonic()))
+            try:
+                self._child = await self._spawn()
+            except BackendError:
+                self._breaker.failed(time.monotonic())
+
+    async def _spawn(self) -> Child:
+        return await Child.spawn("backends.sql.worker", self._options.to_json(), timeout=_START)
+
+
+class SqlCluster:
+    """The SQL workers of one pool: each name is a process of its own over the same databases."""
+
+    def __init__(self, options: SqlOptions) -> None:
+        self._options = options
+        self._engines: dict[str, SqlEngine] = {}
+
+    async def start(self, name: str) -> SqlEngine:
+        """Raises BackendError; the message names no file."""
+        await self.stop(name)
+        engine = SqlEngine(self._options)
+        await engine.start()
+        self._engines[name] = engine
+        return engine
+
+    async def stop(self, name: str) -> None:
+        engine = self._engines.pop(name, None)
+        if engine is not None:
+            await engine.aclose()
+
+    async def aclose(self) -> None:
+        for name in list(self._engines):
+            await self.stop(name)
+
+
+def _reply(answer: bytes) -> Reply:
+    status, body = answers.split(answer)
+    return Reply(status=status, headers=_JSON, chunks=_once(body))
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body

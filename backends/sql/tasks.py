@@ -1,0 +1,84 @@
+"""What a request to a SQL engine asks for: its body read strictly, held to the pool's limits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import orjson
+
+from backends.base import Request
+from backends.sql.options import SqlOptions
+
+_OPERATIONS: Final = {"/sql/query": "query", "/sql/describe": "describe"}
+
+
+class BadTask(Exception):
+    """The request is not one for a SQL engine; the message names the field."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One operation of a worker. `timeout` in seconds; `unlimited` as in `policies.sql.Statement`."""
+
+    op: str
+    database: str
+    timeout: float
+    sql: str
+    limit: int
+    max_bytes: int
+    unlimited: bool
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+
+def read_task(request: Request, options: SqlOptions) -> Task:
+    """Raises BadTask.
+
+    The body is `{"sql", "database"?, "limit"?, "max_bytes"?, "timeout"?, "unlimited"?}`; a description needs no
+    `sql`. What is absent is the pool's default, what is larger is cut to it. `sql` is the canonical text.
+    """
+    op = _OPERATIONS.get(request.path)
+    if op is None:
+        raise BadTask("unknown operation")
+    try:
+        body: Any = orjson.loads(request.body)
+    except orjson.JSONDecodeError:
+        raise BadTask("the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise BadTask("the body is not an object")
+    return Task(
+        op=op,
+        database=_database(body, options),
+        timeout=_number(body, "timeout", options.timeout),
+        sql=_sql(body) if op == "query" else "",
+        limit=int(_number(body, "limit", options.max_rows)),
+        max_bytes=int(_number(body, "max_bytes", options.max_bytes)),
+        unlimited=body.get("unlimited") is True,
+    )
+
+
+def _sql(body: dict[str, Any]) -> str:
+    sql = body.get("sql")
+    if not isinstance(sql, str) or not sql.strip():
+        raise BadTask("sql: a statement is needed")
+    return sql
+
+
+def _database(body: dict[str, Any], options: SqlOptions) -> str:
+    name = body.get("database")
+    if name is None:
+        name = next(iter(options.databases), None)
+    if not isinstance(name, str) or name not in options.databases:
+        raise BadTask(f"database: one of {', '.join(options.databases)}")
+    return name
+
+
+def _number(body: dict[str, Any], field: str, most: float) -> float:
+    value = body.get(field)
+    if value is None:
+        return most
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise BadTask(f"{field}: a number above 0 is needed")
+    return min(value, most)

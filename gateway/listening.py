@@ -1,0 +1,88 @@
+"""The HTTP server of a gateway: as the command runs it, and as a block inside another program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import uvicorn
+
+from gateway.app import create_app
+from gateway.gateway import Gateway
+
+KEEP_ALIVE = 75
+"""Seconds that a client's idle connection is kept: longer than its own pool does, so that it closes first."""
+_log = logging.getLogger("cortex")
+
+
+def server(gateway: Gateway, *, signals: bool = True) -> uvicorn.Server:
+    """The HTTP server of a gateway, by its configuration; with `signals` it stops on SIGTERM and SIGINT."""
+    settings = gateway.config.server
+    return _Server(
+        uvicorn.Config(
+            create_app(gateway),
+            host=settings.host,
+            port=settings.port,
+            http="httptools",
+            loop="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=round(settings.graceful_shutdown),
+        ),
+        gateway,
+        signals=signals,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Says that it is not ready as soon as it is told to stop, and where to point a client when it has started."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, *, signals: bool) -> None:
+        super().__init__(config)
+        self._signals = signals
+        self._gateway = gateway
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            _log.info("listening on %s", address(self))
+            _log.info("point your OpenAI client at  base_url=%s/v1", address(self))
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals() if self._signals else contextlib.nullcontext():
+            yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._gateway.draining = True
+        super().handle_exit(sig, frame)
+
+
+def address(listener: uvicorn.Server) -> str:
+    """Where a server that has started listens."""
+    host, port = listener.servers[0].sockets[0].getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@asynccontextmanager
+async def listening(gateway: Gateway) -> AsyncIterator[str]:
+    """Serve a gateway inside the block; gives its address. Raises RuntimeError when it does not start."""
+    listener = server(gateway, signals=False)
+    task = asyncio.create_task(listener.serve(), name="http server")
+    try:
+        while not listener.started:
+            if task.done():
+                raise RuntimeError("the gateway did not start") from task.exception()
+            await asyncio.sleep(0.01)
+        yield address(listener)
+    finally:
+        listener.should_exit = True
+        await asyncio.wait([task])
