@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,6 +17,8 @@ from backends.base import BackendError, Engine, EngineReport, Reply, Request
 KEEP_ALIVE = 4.0
 """Seconds that an idle connection is kept: less than the 5 after which a vLLM server closes its end, so that no
 request meets a connection that is just being closed."""
+PLAIN_MOST = 1024 * 1024
+"""Bytes of a body that are written at once; aiohttp sends a longer one in pieces, with the loop free in between."""
 _PROBE = aiohttp.ClientTimeout(total=2.0)
 
 _COUNTERS: Mapping[str, str] = {
@@ -50,21 +54,24 @@ class HttpEngine:
     async def open(self, request: Request) -> AsyncIterator[Reply]:
         """Send one attempt; leaving before the body's end closes the connection, which aborts the generation."""
         response = await self._head(request)
+        patience = _Patience(response.content, request.idle_timeout)
         try:
             yield Reply(
                 status=response.status,
                 headers=tuple(response.headers.items()),
-                chunks=_chunks(response, request.idle_timeout),
+                chunks=_chunks(response.content, patience),
             )
         finally:
+            patience.end()
             response.close()  # gives a connection whose reply was read to its end back to be used again
 
     async def _head(self, request: Request) -> aiohttp.ClientResponse:
+        body = request.body if len(request.body) <= PLAIN_MOST else io.BytesIO(request.body)
         try:
             async with asyncio.timeout(request.head_timeout):
                 return await self._session.post(
                     self.url + request.path,
-                    data=request.body,
+                    data=body,
                     headers=[*request.headers, *self._key.items()],
                     allow_redirects=False,
                 )
@@ -81,7 +88,7 @@ class HttpEngine:
         try:
             async with self._session.get(f"{self.url}/metrics", headers=self._key, timeout=_PROBE) as response:
                 if response.status == 200:
-                    return read_metrics(await response.text())
+                    return read_metrics((await response.read()).decode(errors="replace"))
             await self.check()
         except (aiohttp.ClientError, OSError) as error:
             raise BackendError("the engine did not report", trouble="broken", retryable=True) from error
@@ -101,11 +108,45 @@ class HttpEngine:
         """Nothing is held: the session belongs to the cluster's maker."""
 
 
-async def _chunks(response: aiohttp.ClientResponse, idle: float) -> AsyncIterator[bytes]:
+class _Patience:
+    """Ends the wait for the next piece of a body once it has lasted for `idle` seconds.
+
+    One timer serves all pieces and is looked at only when it fires: to set one for each costs as much as a tenth
+    of all that a stream takes.
+    """
+
+    def __init__(self, content: aiohttp.StreamReader, idle: float) -> None:
+        self._content = content
+        self._idle = idle
+        self._loop = asyncio.get_running_loop()
+        self._since = math.inf
+        self._timer = self._loop.call_later(idle, self._look)
+
+    def begin(self) -> None:
+        """The wait for a piece begins."""
+        self._since = self._loop.time()
+
+    def pause(self) -> None:
+        """Nobody waits for this engine: whoever reads is busy with what came."""
+        self._since = math.inf
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        left = min(self._idle, self._since + self._idle - self._loop.time())
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self._content.set_exception(TimeoutError())
+
+
+async def _chunks(content: aiohttp.StreamReader, patience: _Patience) -> AsyncIterator[bytes]:
     try:
         while True:
-            async with asyncio.timeout(idle):
-                chunk = await response.content.readany()
+            patience.begin()
+            chunk = await content.readany()
+            patience.pause()
             if not chunk:
                 return
             yield chunk
@@ -116,16 +157,28 @@ async def _chunks(response: aiohttp.ClientResponse, idle: float) -> AsyncIterato
 
 
 def read_metrics(text: str) -> EngineReport:
-    """An engine's own metrics (names of vLLM 0.32; series of several models in one server are added up)."""
+    """An engine's own metrics (names of vLLM 0.32; series of several models in one server are added up).
+
+    What is no finite number is passed over: a server must not be able to upset whoever watches it.
+    """
     sums: dict[str, float] = {}
     for name, value in _SERIES.findall(text):
-        sums[name] = sums.get(name, 0.0) + float(value)
+        number = _number(value)
+        if math.isfinite(number):
+            sums[name] = sums.get(name, 0.0) + number
     return EngineReport(
         running=int(sums.get("num_requests_running", 0)),
         waiting=int(sums.get("num_requests_waiting", 0)),
         kv_use=min(1.0, sums.get("kv_cache_usage_perc", 0.0)),
         counters={plain: sums[name] for name, plain in _COUNTERS.items() if name in sums},
     )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 @dataclass(slots=True)
@@ -138,9 +191,10 @@ class AttachedServers:
     _taken: dict[str, str] = field(default_factory=dict)
 
     async def start(self, name: str) -> Engine:
-        free = [url for url in self.urls if url not in self._taken.values()]
         last: BackendError | None = None
-        for url in free:
+        for url in self.urls:
+            if url in self._taken.values():  # looked at anew each time: others start beside this one
+                continue
             engine = HttpEngine(url, self.session, api_key=self.api_key)
             self._taken[name] = url
             try:

@@ -102,6 +102,15 @@ def message_of(body: bytes) -> Json:
     return message
 
 
+def refusal_of(body: bytes) -> str:
+    """What an engine says in a reply that is an error; in its words, or that it said nothing."""
+    try:
+        message = orjson.loads(body)["error"]["message"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        message = ""
+    return message if isinstance(message, str) and message else "it did not say why"
+
+
 def usage(prompt: int, output: int, cached: int) -> Json:
     """The `usage` of a reply that the gateway puts together; in tokens."""
     return {

@@ -42,29 +42,35 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 
 class Edge:
-    """What every request meets first: limits on its headers, and the place that its path names.
+    """What every request meets first: limits on its headers, the place that its path names, and the question of
+    its key, before a byte of its body is read.
 
     `/w/nl2sql/s/fix/v1/…` becomes `/v1/…`, with workflow and stage in the scope's state.
     """
 
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
-        self._app = app
+    def __init__(self, app: Starlette, gateway: Gateway) -> None:
+        self.app = app
         self._server = gateway.config.server
+        self._access = gateway.access
+        self._counts = gateway.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        try:
-            self._check(scope["headers"])
-        except ApiError as error:
-            await Out(send).fail(error, [("connection", "close")])
+            await self.app(scope, receive, send)
             return
         place, path = split_path(scope["path"])
+        try:
+            self._check(scope["headers"])
+            if path.startswith("/v1/"):
+                self._access.caller(scope["headers"])
+        except ApiError as error:
+            self._counts.answered("edge", error.status, 0.0)
+            await Out(send).fail(error)
+            return
         if place is not None:
             state = {**scope.get("state", {}), "place": place}
             scope = {**scope, "path": path, "raw_path": path.encode(), "state": state}
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
     def _check(self, headers: list[tuple[bytes, bytes]]) -> None:
         if len(headers) > self._server.max_header_count:

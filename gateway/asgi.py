@@ -72,8 +72,6 @@ async def while_present(receive: Receive) -> AsyncIterator[None]:
     watcher = asyncio.create_task(watch(), name="client watch")
     try:
         yield
-        if left:  # cancelled, but the block ended without another wait: take the cancellation here
-            await asyncio.sleep(0)
     except asyncio.CancelledError:
         if not left or task.uncancel():
             raise

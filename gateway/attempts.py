@@ -80,12 +80,7 @@ async def _begin(runtime: Runtime, stack: AsyncExitStack, start: Start, request:
         raise BackendError("the engine has gone", trouble="refused", retryable=True)
     began = runtime.now()
     reply = await stack.enter_async_context(engine.open(request))
-    if reply.status in (429, 503):
-        raise BackendError(
-            "the engine is overloaded", trouble="overloaded", retryable=True, retry_after=_retry_after(reply)
-        )
-    if reply.status >= 500 and reply.status != 504:
-        raise BackendError("the engine failed inside", trouble="broken", retryable=False)
+    _judge(reply, request)
     kind = _header(reply, "content-type")
     if stream and reply.status == 200:
         if not kind.startswith("text/event-stream"):
@@ -107,6 +102,21 @@ async def _begin(runtime: Runtime, stack: AsyncExitStack, start: Start, request:
         held=held,
         rest=rest,
     )
+
+
+def _judge(reply: Reply, request: Request) -> None:
+    """Raise BackendError for a status that says nothing of the call itself. What is wrong with the call (4xx), and
+    a statement that took too long (504 of a SQL worker), is an answer, and goes to the client as it is."""
+    status = reply.status
+    if status in (429, 503):
+        after = _retry_after(reply)
+        raise BackendError("the engine is overloaded", trouble="overloaded", retryable=True, retry_after=after)
+    if status in (401, 403):
+        raise BackendError("the engine does not let the gateway in", trouble="broken", retryable=True)
+    if status == 504 and request.call.kind == "llm":
+        raise BackendError("the engine did not answer in time", trouble="timeout", retryable=False)
+    if status != 200 and not 400 <= status < 500 and status != 504:
+        raise BackendError("the engine failed inside", trouble="broken", retryable=False)
 
 
 async def _events(reply: Reply) -> AsyncIterator[list[bytes]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gateway import units
 from gateway.fields import PolicySpec
-from gateway.settings import Config, Pool, PoolPolicies
+from gateway.settings import Config, Emulated, Pool, PoolPolicies
 from policies.blueprint import Blueprint
 from policies.catalog import Named, PolicySet, UnknownPolicy, make, parameters
 from policies.dispatcher import Limits
@@ -39,7 +39,12 @@ def complaint(slot: str, spec: PolicySpec) -> str | None:
 
 def _pool(config: Config, name: str) -> PoolSpec:
     pool = config.pools[name]
-    limits = EngineLimits(sequences=pool.concurrency.sequences, work=float(pool.concurrency.work))
+    backend = pool.backend
+    limits = EngineLimits(
+        sequences=pool.concurrency.sequences,
+        work=float(pool.concurrency.work),
+        kv_tokens=backend.num_gpu_blocks * backend.block_size if isinstance(backend, Emulated) else None,
+    )
     return PoolSpec(
         name=name,
         kind=pool.kind,

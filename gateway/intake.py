@@ -15,6 +15,7 @@ from gateway import headers as names
 from gateway.access import Access, Caller
 from gateway.directory import WHOLE, Directory, Target
 from gateway.identity import Identity, Place, alias_place, read_identity
+from gateway.openai.errors import ill_formed
 from gateway.openai.payload import Endpoint, Payload, denied, parse
 from gateway.openai.prompt import prompt_view, told
 from gateway.openai.splice import edit
@@ -121,6 +122,8 @@ class Intake:
         """A chat or completion request. Raises ApiError that names what is wrong with it."""
         payload = parse(body, endpoint=endpoint)
         workflow = self._directory.whole_workflow(payload.model) if endpoint == "chat" else None
+        if workflow is not None and payload.n > 1:
+            raise ill_formed("n", "must be 1: a workflow gives one answer")
         asked = self.asked(scope, payload.document, model=payload.model)
         target = Target("", payload.model) if workflow else self._directory.target(asked.identity, payload.model)
         return Inbound(

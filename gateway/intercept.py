@@ -15,11 +15,20 @@ import orjson
 
 from backends.base import Request
 from gateway import headers as names
-from gateway.answers import Tokens, as_event, cut_short, finished, message_of, usage, whole_answer
+from gateway.answers import (
+    Tokens,
+    as_event,
+    cut_short,
+    finished,
+    message_of,
+    refusal_of,
+    usage,
+    whole_answer,
+)
 from gateway.asgi import Out
 from gateway.attempts import Attempt, begun
 from gateway.directory import Target
-from gateway.intake import Inbound, Intake
+from gateway.intake import Asked, Inbound, Intake
 from gateway.openai import sse
 from gateway.openai.errors import interrupted
 from gateway.openai.payload import parse
@@ -27,7 +36,7 @@ from gateway.openai.splice import edit
 from gateway.runtime import Runtime, Ticket
 from gateway.settings import Config
 from gateway.tools import Answer, Desk
-from policies.calls import Fate
+from policies.calls import Fate, Outcome
 from policies.events import Start
 from policies.workflow import Workflow
 
@@ -89,8 +98,18 @@ class Intercept:
         return inbound.payload.endpoint == "chat" and inbound.payload.n == 1 and bool(self._ours(inbound))
 
     async def __call__(self, inbound: Inbound, out: Out) -> bytes:
-        talk = Talk(inbound)
+        # The run ends with the last turn, and nobody knows before which one that is.
+        talk = Talk(replace(inbound, asked=_going_on(inbound.asked), call=replace(inbound.call, final=False)))
         talk.visits[inbound.call.stage] = 1
+        last = await self._go(talk, out)
+        if inbound.call.final:
+            here = talk.inbound.call
+            end = self._intake.end_of_run(inbound.asked, here.pool, stage=here.stage)
+            self._runtime.recalled(end, Outcome(fate="ok", source="cache"))
+        return last
+
+    async def _go(self, talk: Talk, out: Out) -> bytes:
+        """Turn after turn; returns the last piece of the reply."""
         while True:
             turn = await self._turn(talk, out)
             calls = turn.message.get("tool_calls") or []
@@ -115,7 +134,9 @@ class Intercept:
         )
 
     def _ours(self, inbound: Inbound) -> frozenset[str]:
-        """The offered tools that the gateway runs for this call."""
+        """The offered tools that the gateway runs for this call; none where there is no database to run them in."""
+        if not self._desk.databases:
+            return frozenset()
         identity = inbound.asked.identity
         workflow = self._config.workflows.get(identity.workflow)
         modes = workflow.tools if workflow is not None else {}
@@ -137,7 +158,7 @@ class Intercept:
             after = graph.following(tool, fate) if tool is not None else None
             if after is not None and graph.stages[after].kind == "llm":
                 stage = after
-            bound = graph.stages[stage].visits + (stage == here)
+            bound = graph.stages[stage].visits
         talk.visits[stage] = talk.visits.get(stage, 0) + 1
         return stage if talk.visits[stage] <= bound else None
 
@@ -178,6 +199,8 @@ class Intercept:
                 return await self._streamed(talk, ticket, attempt, headers, out)
             tokens = whole_answer(self._runtime, ticket, attempt)
         talk.add(tokens)
+        if attempt.status != 200 and out.started:
+            raise interrupted(f"the engine refused to go on: {refusal_of(attempt.body)}")
         message = message_of(attempt.body) if attempt.status == 200 else {}
         return Turn(message, attempt.status, headers, attempt.body)
 
@@ -214,6 +237,9 @@ class Intercept:
         if talk.turns > 1:
             delta.pop("role", None)
         if delta.get("tool_calls") or choice.get("finish_reason"):
+            if said := delta.pop("content", None):
+                text = {**choice, "delta": {"content": said}, "finish_reason": None}
+                await out.write(as_event({**chunk, "choices": [text]}))
             turn.held.append(chunk)
         elif delta:
             await out.write(as_event(chunk))
@@ -222,7 +248,7 @@ class Intercept:
         """Let the last turn out, whatever it holds; returns the last piece of the reply."""
         first = talk.inbound.payload
         if not out.started:
-            body = _merged(talk, turn) if turn.status == 200 else turn.body
+            body = _merged(talk, turn) if turn.status == 200 and talk.turns > 1 else turn.body
             await out.begin(turn.status, [*turn.headers, ("content-length", str(len(body)))])
             return body
         last = b"".join(map(as_event, turn.held))
@@ -241,5 +267,14 @@ def _merged(talk: Talk, turn: Turn) -> bytes:
     return orjson.dumps({**document, "id": talk.id, "usage": talk.usage()})
 
 
-def _name(call: Json) -> str:
-    return str(call["function"]["name"])
+def _going_on(asked: Asked) -> Asked:
+    return replace(asked, identity=replace(asked.identity, final=False))
+
+
+def _name(call: object) -> str:
+    """The function that a tool call names; empty where the call is not formed so that it could be run."""
+    match call:
+        case {"id": str(), "function": {"name": str(name), "arguments": str()}}:
+            return name
+        case _:
+            return ""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +12,12 @@ import orjson
 from pydantic import TypeAdapter
 
 from policies import events
+from policies.blueprint import Blueprint
 from policies.events import Action, Event
 
 VERSION = 1
+HELD_MOST = 256 * 1024
+"""Bytes of steps that wait for the next flush; more are written at once."""
 _log = logging.getLogger("cortex.journal")
 _EVENTS: Mapping[str, TypeAdapter[Event]] = {
     kind.__name__: TypeAdapter(kind)
@@ -34,6 +36,8 @@ _EVENTS: Mapping[str, TypeAdapter[Event]] = {
         events.Woken,
     )
 }
+
+_BLUEPRINT: TypeAdapter[Blueprint] = TypeAdapter(Blueprint)
 
 
 class Machine(Protocol):
@@ -55,33 +59,51 @@ def line(event: Event, actions: Iterable[Action], now: float) -> bytes:
 
 
 class Journal:
-    """A file that steps are appended to. A write that fails (a full disk) is dropped and counted, never raised."""
+    """A file that steps are appended to. What cannot be written (a full disk) is counted as `dropped`, never raised.
+
+    From the first gap on nothing more is written: what follows a gap cannot be replayed, what stands before it can.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        self._file: BufferedWriter = path.open("wb")
+        """Raises OSError where the file cannot be opened."""
+        self._file = path.open("wb", buffering=0)
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._broken = False
         self.dropped = 0
-        self._write(orjson.dumps({"cortex": VERSION, **header}, option=orjson.OPT_APPEND_NEWLINE, default=list))
+        self._hold(orjson.dumps({"cortex": VERSION, **header}, option=orjson.OPT_APPEND_NEWLINE, default=list))
 
     def record(self, event: Event, actions: Iterable[Action], now: float) -> None:
-        """Append one step; it reaches the disk with the next `flush` or when the buffer is full."""
-        self._write(line(event, actions, now))
+        """Append one step; it reaches the disk with the next `flush`, or when many are held."""
+        if self._broken:
+            self.dropped += 1
+        else:
+            self._hold(line(event, actions, now))
 
     def flush(self) -> None:
-        self._guarded(self._file.flush)
+        data = b"".join(self._held)
+        self._held, self._held_bytes = [], 0
+        try:
+            written = self._file.write(data) or 0
+        except OSError:
+            written = 0
+        if written < len(data):
+            self._broken = True
+            self.dropped += data.count(b"\n", written)  # each line has one, at its end
+            _log.warning("journal cannot be written; steps are dropped from here on")
 
     def close(self) -> None:
-        self._guarded(self._file.close)
+        """Write what is held and close the file. Idempotent."""
+        if not self._file.closed:
+            self.flush()
+            self._file.close()
+        self._broken = True
 
-    def _write(self, data: bytes) -> None:
-        self._guarded(lambda: self._file.write(data))
-
-    def _guarded(self, act: Callable[[], object]) -> None:
-        try:
-            act()
-        except (OSError, ValueError):
-            self.dropped += 1
-            if self.dropped == 1:
-                _log.warning("journal cannot be written; steps are dropped")
+    def _hold(self, text: bytes) -> None:
+        self._held.append(text)
+        self._held_bytes += len(text)
+        if self._held_bytes > HELD_MOST:
+            self.flush()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +116,20 @@ class Divergence:
 
 
 def steps(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The journal's steps with their line numbers; the header is skipped."""
+    """The journal's steps with their line numbers. A last line that was cut off, by a crash, is no step."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            if number > 1:
+            if number > 1 and raw.endswith(b"\n"):
                 yield number, raw
+
+
+def blueprint_of(path: Path) -> Blueprint:
+    """What the journalled dispatcher was made from. Raises ValueError where the header does not hold it."""
+    with path.open("rb") as file:
+        header = orjson.loads(file.readline())
+    if not isinstance(header, dict) or header.get("cortex") != VERSION:
+        raise ValueError(f"{path} is no journal of version {VERSION}")
+    return _BLUEPRINT.validate_python(header.get("blueprint"))
 
 
 def replay(path: Path, machine: Machine) -> Divergence | None:

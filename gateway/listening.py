@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ import uvicorn
 from gateway.app import create_app
 from gateway.gateway import Gateway
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 KEEP_ALIVE = 75
 """Seconds that a client's idle connection is kept: longer than its own pool does, so that it closes first."""
 _log = logging.getLogger("cortex")
@@ -34,6 +36,7 @@ def server(gateway: Gateway, *, signals: bool = True) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing here asks who the last hop was
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=round(settings.graceful_shutdown),
         ),
@@ -58,8 +61,14 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals() if self._signals else contextlib.nullcontext():
+        """Stop on the usual signals. Unlike uvicorn's own it does not raise them again when all has ended well:
+        whoever is told to stop and does so exits with 0."""
+        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS} if self._signals else {}
+        try:
             yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._gateway.draining = True

@@ -26,7 +26,10 @@ class Monitor:
     async def run(self) -> None:
         """Poll until cancelled."""
         while True:
-            await self.poll()
+            try:
+                await self.poll()
+            except Exception:  # noqa: BLE001 - the root of the task: a watch that ends is noticed by nobody
+                _log.exception("poll failed")
             await asyncio.sleep(self._interval)
 
     async def poll(self) -> None:

@@ -12,8 +12,12 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from gateway.openai.errors import ApiError
 from gateway.runtime import Runtime
 from policies.calls import Call, Outcome, Source
+
+REFUSALS = ("rate_limit_exceeded", "pool_unavailable")
+"""What is said to one call and not of the answer: a call that followed it goes on by its own right."""
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -78,14 +82,13 @@ class Recall(Generic[K, T]):
         async with self._runtime.follow(call, flight.leader) as ticket:
             try:
                 value = await self._wait(key, flight)
-            except Exception:  # noqa: BLE001 - the leader's failure is told to its own client; here it means: not joined
-                failed = True
+            except ApiError as error:
+                if error.code not in REFUSALS:  # what broke the leader's would break this one too
+                    raise
             else:
-                failed = False
                 ticket.finished(None, self._outcome(value, "joined"))
-        if failed:  # refused at the door of its run, perhaps: this call has a right of its own
-            return Recalled(value=await compute(call), cache="miss")
-        return Recalled(value=value, cache="joined")
+                return Recalled(value=value, cache="joined")
+        return Recalled(value=await compute(call), cache="miss")
 
     async def _wait(self, key: K, flight: _Flight[T]) -> T:
         """Wait without owning: the last one to go takes the flight down with it."""

@@ -127,6 +127,7 @@ class Runtime:
         self._watchers = watchers
         self._tickets: dict[str, Ticket] = {}
         self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._all_jobs: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._flush: asyncio.TimerHandle | None = None
         self._closed = False
@@ -147,11 +148,13 @@ class Runtime:
         for handle in (self._alarm, self._flush):
             if handle is not None:
                 handle.cancel()
-        jobs = list(self._jobs.values())
+        jobs = list(self._all_jobs)
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
-        await asyncio.gather(*(cluster.aclose() for cluster in self._clusters.values()), return_exceptions=True)
+        ends = await asyncio.gather(*(one.aclose() for one in self._clusters.values()), return_exceptions=True)
+        for error in filter(None, ends):
+            _log.error("engines did not end", exc_info=error)
         if self._journal is not None:
             self._journal.close()
 
@@ -229,12 +232,16 @@ class Runtime:
 
     def _run(self, engine: str, job: Callable[[], Coroutine[None, None, None]]) -> None:
         """Start a job on an engine once the one before it on the same engine has ended."""
+        if self._closed:
+            return
         before = self._jobs.get(engine)
         task = asyncio.create_task(_after(before, job), name=f"engine {engine}")
         self._jobs[engine] = task
+        self._all_jobs.add(task)
         task.add_done_callback(lambda done: self._job_done(engine, done))
 
     def _job_done(self, engine: str, task: asyncio.Task[None]) -> None:
+        self._all_jobs.discard(task)
         if self._jobs.get(engine) is task:
             del self._jobs[engine]
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -262,6 +269,8 @@ class Runtime:
     def _set_alarm(self, at: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
+        if self._closed:
+            return
         self._alarm = asyncio.get_running_loop().call_later(max(0.0, at - self.now()), self.handle, Woken())
 
     def _keep_flushing(self) -> None:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import orjson
 
-from backends.base import Request
+from backends.base import BackendError, Request
 from gateway.attempts import begun
 from gateway.intake import Asked, Intake
-from gateway.openai.errors import bad_request, not_found
+from gateway.openai.errors import bad_request, not_found, unavailable
 from gateway.recall import Kept, Recall
 from gateway.runtime import Runtime
 from gateway.settings import DuckDb
@@ -137,6 +137,8 @@ class Desk:
             self._count("refused")
             self._runtime.recalled(call, _outcome(answer, "cache"))
             return answer
+        except BackendError as error:
+            raise unavailable("SQL cannot be read now", retry_after=error.retry_after or 1.0) from error
         rows = min(limit or house.settings.max_rows, house.settings.max_rows)
         job = _Job(
             path="/sql/query",
@@ -145,19 +147,20 @@ class Desk:
                 "sql": statement.canonical,
                 "limit": rows,
                 "max_bytes": house.settings.max_bytes,
+                "unlimited": statement.unlimited,
             },
         )
         if not statement.deterministic:
             self._count("bypass")
             return await self._run(house, call, job)
-        key = house.key(asked.caller.tenant, database, statement.canonical, rows)
+        key = _key(house, asked.caller.tenant, database, statement.canonical, rows)
         return await self._recalled(house, key, call, job)
 
     async def describe(self, asked: Asked, *, database: str | None = None, stage: str | None = None) -> Answer:
         """The tables of a database: `{"database", "text", "tables"}`, the text byte-stable for prompts."""
         house, database = self._find(database)
         call = self._intake.sql_call(asked, house.pool, "", stage=stage)
-        key = house.key("", database, DESCRIBE, 0)
+        key = _key(house, "", database, DESCRIBE, 0)
         return await self._recalled(house, key, call, _Job(path="/sql/describe", members={"database": database}))
 
     async def call(
@@ -171,8 +174,8 @@ class Desk:
         if not isinstance(document, dict):
             return _unfit("the arguments of the tool call must be a JSON object")
         wanted = document.get("database", database)
-        if wanted is not None and wanted not in self.databases:
-            return _unfit(f"database: there is no such database (databases: {', '.join(self.databases)})")
+        if wanted not in (self.databases if len(self.databases) > 1 else (None, *self.databases)):
+            return _unfit(f"database: must be one of {', '.join(self.databases)}")
         if name == DESCRIBE:
             return await self.describe(asked, database=wanted, stage=stage)
         sql = document.get("sql", document.get("query"))
@@ -217,6 +220,13 @@ class Desk:
             if database in house.settings.databases:
                 return house, database
         raise not_found("database", database, self.databases)
+
+
+def _key(house: Warehouse, tenant: str, database: str, canonical: str, rows: int) -> Hashable:
+    try:
+        return house.key(tenant, database, canonical, rows)
+    except OSError as error:  # nobody can say whether what is kept still holds
+        raise unavailable(f"the database {database!r} is not there now", retry_after=1.0) from error
 
 
 def _unfit(message: str) -> Answer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -19,6 +19,7 @@ from backends.base import Request
 from gateway.answers import message_of, usage, whole_answer
 from gateway.asgi import EVENT_STREAM, JSON, Out
 from gateway.attempts import begun
+from gateway.directory import WHOLE
 from gateway.intake import Asked, Inbound, Intake
 from gateway.openai.errors import bad_request
 from gateway.openai.payload import Payload, parse
@@ -68,8 +69,10 @@ class Walker:
         self._graphs = graphs
 
     async def __call__(self, inbound: Inbound, out: Out) -> bytes:
-        asked = inbound.asked
         walk = Walk({"question": _question(inbound.payload)})
+        # The model's name says which workflow, whatever else does; the run ends with the walk, not with its calls.
+        name = inbound.payload.model.removeprefix(WHOLE)
+        asked = replace(inbound.asked, identity=replace(inbound.asked.identity, workflow=name, final=False))
         await self._go(walk, asked)
         return await self._reply(walk, inbound, out)
 
@@ -111,7 +114,7 @@ class Walker:
 
     async def _ask_model(self, walk: Walk, asked: Asked, stage: str, spec: Stage) -> Fate:
         message = await self._complete(walk, asked, stage, spec)
-        content = message.get("content") or ""
+        content = text_of(message.get("content"))
         walk.values["answer"] = content
         if spec.tools:
             sql = _statement(message, content)
@@ -242,8 +245,11 @@ def _statement(message: Json, content: str) -> str | None:
 def _question(payload: Payload) -> str:
     for message in reversed(payload.messages):
         if message["role"] == "user":
-            return " ".join(text_of(message.get("content")).split())
-    raise bad_request("messages: a message of role user is needed", param="messages")
+            question = " ".join(text_of(message.get("content")).split())
+            if question:
+                return question
+            break
+    raise bad_request("messages: the last message of role user must hold a question", param="messages")
 
 
 def _gave_up(walk: Walk) -> str:

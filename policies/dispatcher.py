@@ -57,12 +57,12 @@ RETRY_SHARE, RETRY_FIRST, RETRY_MOST = 0.2, 10.0, 100.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of the scheduler's own state. `run_idle` in seconds, `prefix_blocks` per engine."""
+    """Bounds of the scheduler's own state. `run_idle` in seconds; `prefix_blocks` per engine, a million tokens."""
 
     attempts: int = 3
     runs: int = 100_000
     run_idle: float = 900.0
-    prefix_blocks: int = 65_536
+    prefix_blocks: int = 16_384
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +136,6 @@ class Dispatcher:
         for action in out:
             if isinstance(action, Retire):
                 self.prefixes.drop_engine(action.engine)
-        self._plan_wake(now, out)
         return out
 
     # --- what is known from outside -------------------------------------------------------------------------
@@ -252,6 +251,7 @@ class Dispatcher:
         else:
             self._retries[pool] -= 1.0
             self._wait_or_give_up(tracked.entry, now, out)
+        self._plan_wake(now, out)
         return touched
 
     def _left(self, event: Left, now: float, out: list[Action]) -> Sequence[str]:
@@ -301,7 +301,7 @@ class Dispatcher:
         heads = [(head.place(), queue) for queue in queues if (head := queue.head(now)) is not None]
         heapq.heapify(heads)
         passed: list[Waiting] = []
-        while heads and self.fleet.has_room(group, kept, now):
+        while heads:
             queue = heapq.heappop(heads)[1]
             head = queue.head(now)
             assert head is not None
@@ -311,11 +311,13 @@ class Dispatcher:
             else:
                 serving = self.fleet.serving(head.call.pool)
                 kept.update(engine.name for engine in serving if engine.name not in head.tried)
-                if not head.tried:
-                    continue
-                self._queues[head.call.pool].remove(head)
-                passed.append(head)
-            if (following := queue.head(now)) is not None:
+                if head.tried:
+                    self._queues[head.call.pool].remove(head)
+                    passed.append(head)
+            if not self.fleet.has_room(group, kept, now):
+                break
+            following = queue.head(now)
+            if following is not None and following is not head:
                 heapq.heappush(heads, (following.place(), queue))
         for entry in passed:
             self._wait_or_give_up(entry, now, out)
@@ -411,7 +413,7 @@ class Dispatcher:
                 out += self.fleet.drained(event.engine, now)
             case EngineUp():
                 if self.fleet.get(event.engine) is not None:
-                    self.prefixes.add_engine(event.engine)
+                    self.prefixes.add_engine(event.engine, event.limits.prefix_blocks)
                 self.fleet.up(event)
             case EngineGone():
                 out += self.fleet.gone(event.engine, now)
@@ -419,6 +421,7 @@ class Dispatcher:
                 self._wake_at = None
                 out += self.fleet.woken(now)
         self._refuse_stranded(now, out)
+        self._plan_wake(now, out)
         return pools
 
     def _refuse_stranded(self, now: float, out: list[Action]) -> None:
@@ -432,6 +435,8 @@ class Dispatcher:
                     self._refuse(self._calls[entry.call.id], "no_engine", 1.0, out)
 
     def _plan_wake(self, now: float, out: list[Action]) -> None:
+        """Ask to be woken when the fleet has something to try again; only failures and the fleet's own events
+        change when that is."""
         at = self.fleet.next_turn(now)
         if at is not None and at != self._wake_at:
             out.append(Wake(at=at))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.calls import Kind
+from policies.routing.prefix import BLOCK_TOKENS
 
 EngineStatus = Literal["starting", "ready", "draining", "gone"]
 
@@ -20,10 +21,19 @@ EJECT_FIRST, EJECT_LONGEST = 1.0, 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """How much one engine takes at once: sequences, and committed work in tokens (`Slot.work`)."""
+    """How much one engine takes at once: sequences, and committed work in tokens (`Slot.work`).
+
+    `kv_tokens` is the size of its KV memory, where it is known: so much of what was sent it can still hold.
+    """
 
     sequences: int
     work: float = UNLIMITED
+    kv_tokens: int | None = None
+
+    @property
+    def prefix_blocks(self) -> int | None:
+        """How many blocks of a prefix index its KV memory amounts to."""
+        return None if self.kv_tokens is None else self.kv_tokens // BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

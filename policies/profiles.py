@@ -16,8 +16,8 @@ LIMIT = 4096
 """Profiles kept; the least recently used goes first."""
 TRUSTED = 3
 """Observations after which a profile is used instead of a more general one."""
-REFRESH = 8
-"""A workflow's table of remaining times is computed anew after this many observations."""
+REFRESH_FIRST, REFRESH_MOST = 8, 64
+"""A workflow's table of remaining times is computed anew after this many observations: as means settle, seldomer."""
 DEEP = 3
 """Visits from this one on share a profile."""
 PRIOR_OUTPUT = 128
@@ -46,7 +46,8 @@ class Profile:
 @dataclass(slots=True)
 class _Table:
     rows: list[dict[str, float]]
-    age: int
+    due: int
+    age: int = 0
 
 
 class Profiles:
@@ -57,6 +58,9 @@ class Profiles:
         self._workflows = workflows
         self._profiles: OrderedDict[ProfileKey, Profile] = OrderedDict()
         self._tables: dict[str, _Table] = {}
+
+    def __len__(self) -> int:
+        return len(self._profiles)
 
     def estimate(self, call: Call, visit: int, done: int) -> Estimate:
         """What to expect of a call at its `visit` of its stage, in a run that has made `done` calls before."""
@@ -125,9 +129,10 @@ class Profiles:
 
     def _remaining(self, workflow: Workflow) -> list[dict[str, float]]:
         table = self._tables.get(workflow.name)
-        if table is None or table.age >= REFRESH:
+        if table is None or table.age >= table.due:
             rows = workflow.remaining(lambda stage: self._stage_mean(workflow, stage))
-            table = self._tables[workflow.name] = _Table(rows, 0)
+            due = REFRESH_FIRST if table is None else min(REFRESH_MOST, 2 * table.due)
+            table = self._tables[workflow.name] = _Table(rows, due)
         return table.rows
 
     def _stage_mean(self, workflow: Workflow, stage: str) -> float:

@@ -55,11 +55,16 @@ class StageQueue:
 
     def __init__(self) -> None:
         self._heaps: tuple[list[_Item], list[_Item], list[_Item]] = ([], [], [])
-        self._turns: list[tuple[float, int, int, int, Waiting]] = []
+        self._turns: list[tuple[float, int, int, Waiting]] = []
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def places(self) -> int:
+        """How many places it keeps in memory, those among them that are void."""
+        return sum(map(len, self._heaps)) + len(self._turns)
 
     def push(self, entry: Waiting, now: float) -> None:
         """Add a call that is not queued."""
@@ -94,41 +99,31 @@ class StageQueue:
         return None
 
     def _place(self, entry: Waiting, now: float) -> None:
+        """File a call where it belongs at this moment; a new stamp makes any place void that it had before."""
+        starve = math.inf if entry.key.starve_at is None else entry.key.starve_at
+        lost = math.inf if entry.key.lost_at is None else entry.key.lost_at
+        entry.rank = STARVED if now >= starve else LOST if now >= lost else LIVE
         entry.stamp += 1
-        key = entry.key
-        starve = math.inf if key.starve_at is None else key.starve_at
-        lost = math.inf if key.lost_at is None else key.lost_at
-        rank = STARVED if now >= starve else LOST if now >= lost else LIVE
-        self._file(entry, rank)
-        if rank != STARVED:
-            for moment, then in ((starve, STARVED), (lost, LOST)):
-                if now < moment < math.inf:
-                    heapq.heappush(self._turns, (moment, entry.order, entry.stamp, then, entry))
-
-    def _file(self, entry: Waiting, rank: int) -> None:
-        entry.rank = rank
         _, start, order = entry.place()
-        heapq.heappush(self._heaps[rank], (start, order, entry.stamp, entry))
+        heapq.heappush(self._heaps[entry.rank], (start, order, entry.stamp, entry))
+        turn = {STARVED: math.inf, LIVE: min(starve, lost), LOST: starve}[entry.rank]
+        if turn < math.inf:
+            heapq.heappush(self._turns, (turn, order, entry.stamp, entry))
 
     def _advance(self, now: float) -> None:
-        turns = self._turns
-        while turns and turns[0][0] <= now:
-            _, _, stamp, then, entry = heapq.heappop(turns)
-            if not entry.queued or stamp != entry.stamp or entry.rank in (STARVED, then):
-                continue
-            entry.stamp += 1  # the old place is still in its heap: a new stamp makes it void
-            self._file(entry, then)
-            if then == LOST and entry.key.starve_at is not None:
-                heapq.heappush(turns, (entry.key.starve_at, entry.order, entry.stamp, STARVED, entry))
+        while self._turns and self._turns[0][0] <= now:
+            _, _, stamp, entry = heapq.heappop(self._turns)
+            if entry.queued and stamp == entry.stamp:
+                self._place(entry, now)
 
     def _compact_if_sparse(self) -> None:
-        """Throw out what is void once it outnumbers the living; each of these has up to three valid places."""
-        if sum(map(len, self._heaps)) + len(self._turns) <= 6 * self._count + 64:
+        """Throw out what is void once it outnumbers the living; each of these has up to two valid places."""
+        if self.places <= 4 * self._count + 64:
             return
         for heap in self._heaps:
             heap[:] = [item for item in heap if item[3].queued and item[2] == item[3].stamp]
             heapq.heapify(heap)
-        self._turns[:] = [turn for turn in self._turns if turn[4].queued and turn[2] == turn[4].stamp]
+        self._turns[:] = [turn for turn in self._turns if turn[3].queued and turn[2] == turn[3].stamp]
         heapq.heapify(self._turns)
 
 

@@ -80,7 +80,7 @@ def read_statement(text: str, *, dialect: str = "duckdb") -> Statement:
     Raises SqlRefused. The cost is bounded by `MAX_BYTES`, but a hostile text can take a second and can exhaust the
     C stack: callers run it in a process of its own.
     """
-    check_size(text)
+    check_text(text)
     try:
         root = _parse(text, dialect)
         _check(root)
@@ -97,9 +97,13 @@ def read_statement(text: str, *, dialect: str = "duckdb") -> Statement:
     return Statement(canonical=canonical, tables=tables, deterministic=deterministic, unlimited=_is_unlimited(root))
 
 
-def check_size(text: str) -> None:
-    """Raise SqlRefused where the text is too long to be parsed."""
-    if len(text) > MAX_BYTES or len(text.encode(errors="replace")) > MAX_BYTES:
+def check_text(text: str) -> None:
+    """Raise SqlRefused where the text is too long to be parsed, or no text that has an encoding."""
+    try:
+        too_long = len(text) > MAX_BYTES or len(text.encode()) > MAX_BYTES
+    except UnicodeEncodeError:
+        raise SqlRefused("the statement is not valid Unicode", "syntax") from None
+    if too_long:
         raise SqlRefused(f"the statement is longer than {MAX_BYTES:,} bytes", "too_long")
 
 

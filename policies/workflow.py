@@ -103,17 +103,12 @@ class Workflow:
         """
         hops = min(MAX_HOPS, sum(stage.visits for stage in self.stages.values()))
         cost = {name: 0.0 if stage.kind == "render" else mean(name) for name, stage in self.stages.items()}
+        ways = {
+            name: [(edge.target, chance) for edge, chance in self._after[name] if edge.target in cost]
+            for name in cost
+        }
         table = [dict.fromkeys(self.stages, 0.0)]
         for _ in range(hops):
-            before = table[-1]
-            table.append(
-                {
-                    name: sum(
-                        chance * (cost[edge.target] + before[edge.target])
-                        for edge, chance in self._after[name]
-                        if edge.target in cost
-                    )
-                    for name in self.stages
-                }
-            )
+            onward = {name: cost[name] + seconds for name, seconds in table[-1].items()}
+            table.append({name: sum([chance * onward[to] for to, chance in ways[name]]) for name in cost})
         return table

@@ -15,8 +15,8 @@ _COLUMNS: Final = """
 """
 
 
-def describe(cursor: duckdb.DuckDBPyConnection) -> bytes:
-    """`{"tables": [{"name", "columns": [{"name", "type"}], "rows"}], "text"}`.
+def describe(cursor: duckdb.DuckDBPyConnection, database: str) -> bytes:
+    """`{"database", "tables": [{"name", "columns": [{"name", "type"}], "rows"}], "text"}`.
 
     Tables by name, columns in their order. `rows` is null for a view: counting could take any time.
     The text has one line for each table. Raises what DuckDB raises.
@@ -28,7 +28,7 @@ def describe(cursor: duckdb.DuckDBPyConnection) -> bytes:
             tables[name] = {"name": name, "columns": [], "rows": None if is_view else _count(cursor, schema, table)}
         tables[name]["columns"].append({"name": column, "type": kind})
     text = "".join(_line(table) for table in tables.values())
-    return orjson.dumps({"tables": list(tables.values()), "text": text})
+    return orjson.dumps({"database": database, "tables": list(tables.values()), "text": text})
 
 
 def _count(cursor: duckdb.DuckDBPyConnection, schema: str, table: str) -> int:

@@ -43,7 +43,7 @@ class SqlEngine:
     @property
     def pid(self) -> int | None:
         """The worker's process, None while there is none."""
-        return self._child.pid if self._child else None
+        return self._child.pid if self._child is not None and self._child.alive else None
 
     async def start(self) -> None:
         """Bring the worker up. Raises BackendError."""
@@ -89,6 +89,7 @@ class SqlEngine:
         child = await self._ready()
         self._runs += 1
         ask = asyncio.create_task(child.ask(task.to_json(), task.timeout + GRACE))
+        ask.add_done_callback(_heard)
         try:
             answer = await asyncio.shield(ask)
         except asyncio.CancelledError:
@@ -109,14 +110,14 @@ class SqlEngine:
         return answer
 
     async def _ready(self) -> Child:
-        """A worker with nothing in hand. Waits for one that is being brought up."""
+        """A worker with nothing in hand. Waits for one that is being brought up. Raises BackendError `refused`."""
         self._refuse_when_down()
         await self._repaired()
-        if self._child is not None and not self._child.alive:  # it died with nothing in hand
+        if self._child is None or not self._child.alive:  # a pause is over, or it died with nothing in hand
             self._begin(self._replace(self._child))
             await self._repaired()
-        if self._child is None:
             self._refuse_when_down()
+        if self._child is None:
             raise BackendError("the SQL worker is starting", trouble="refused", retryable=True, retry_after=1.0)
         return self._child
 
@@ -147,11 +148,12 @@ class SqlEngine:
             self._kills += 1
             await self._replace(child)
 
-    async def _replace(self, child: Child) -> None:
+    async def _replace(self, child: Child | None) -> None:
+        """Bring up another worker. Gives up where the breaker asks for a pause; the next statement tries again."""
         self._child = None
-        await child.kill()
-        while self._child is None:
-            await asyncio.sleep(self._breaker.left(time.monotonic()))
+        if child is not None:
+            await child.kill()
+        while self._child is None and not self._breaker.left(time.monotonic()):
             try:
                 self._child = await self._spawn()
             except BackendError:
@@ -184,6 +186,12 @@ class SqlCluster:
     async def aclose(self) -> None:
         for name in list(self._engines):
             await self.stop(name)
+
+
+def _heard(ask: asyncio.Task[bytes]) -> None:
+    """Take note of a failure that may have nobody to wait for it any more."""
+    if not ask.cancelled():
+        ask.exception()
 
 
 def _reply(answer: bytes) -> Reply:

@@ -9,7 +9,7 @@ import orjson
 
 from backends.base import BackendError
 from backends.sql.process import Child, Service, serve
-from policies.sql import SqlRefused, Statement, check_size, read_statement
+from policies.sql import SqlRefused, Statement, check_text, read_statement
 
 _START: Final = 20.0
 
@@ -23,6 +23,11 @@ class Parser:
         self._child: Child | None = None
         self._reads: set[asyncio.Task[bytes]] = set()
 
+    @property
+    def pid(self) -> int | None:
+        """The helper process, None while there is none."""
+        return self._child.pid if self._child is not None else None
+
     async def start(self) -> None:
         """Start the process now, so that the first text does not wait for it. Raises BackendError."""
         async with self._turn:
@@ -30,8 +35,8 @@ class Parser:
 
     async def read(self, text: str, dialect: str = "duckdb") -> Statement:
         """Raises SqlRefused; BackendError when the helper process cannot be started."""
-        check_size(text)
-        request = orjson.dumps([text.encode(errors="replace").decode(), dialect])
+        check_text(text)
+        request = orjson.dumps([text, dialect])
         # The read goes on when its caller leaves: it is short, and its answer must not meet the next question.
         read = asyncio.create_task(self._ask(request))
         self._reads.add(read)
@@ -63,6 +68,8 @@ class Parser:
                 raise SqlRefused("the statement is too complex to be read", "too_complex") from None
 
     async def _ready(self) -> Child:
+        if self._child is not None and not self._child.alive:
+            await self._drop()
         if self._child is None:
             self._child = await Child.spawn(__name__, b"parser", timeout=_START)
         return self._child

@@ -79,7 +79,7 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None
+        return self._process.returncode is None and not self._from_child.at_eof()
 
     async def ask(self, request: bytes, timeout: float) -> bytes:
         """Send a request and wait for its answer, `timeout` seconds in all.

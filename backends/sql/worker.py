@@ -55,7 +55,7 @@ class Worker:
     @staticmethod
     def _run(cursor: duckdb.DuckDBPyConnection, task: dict[str, Any]) -> bytes:
         if task["op"] == "describe":
-            return describe(cursor)
+            return describe(cursor, task["database"])
         return run_query(
             cursor,
             Query(

@@ -41,7 +41,7 @@ def _rules(question: Question) -> list[Rule]:
     mistakes = question.mistakes
     attempts = [mistake.sql for mistake in mistakes]
     attempts.append(attempts[0] if question.unrepairable else question.gold)
-    rules = [*_in_conversation(question, attempts), {"task": "generate", "call": _call(attempts[0])}]
+    rules: list[Rule] = [*_in_conversation(question, attempts), {"task": "generate", "call": _call(attempts[0])}]
     for mistake, following in zip(mistakes, attempts[1:], strict=True):
         rules.append({"task": "fix", "quotes": _quotes(mistake), "call": _call(following)})
     for mistake in mistakes:

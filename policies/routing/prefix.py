@@ -28,7 +28,8 @@ def chain(text: bytes, digest: Callable[[bytes, int], int], seed: int = 0) -> tu
 
 
 class PrefixIndex:
-    """Which engine was sent which prefixes. `capacity` is the number of blocks remembered per engine."""
+    """Which engine was sent which prefixes. `capacity` is the number of blocks remembered per engine, where an
+    engine's own is not known."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -36,12 +37,18 @@ class PrefixIndex:
         self._free_bits: list[int] = []
         self._holders: dict[int, int] = {}
         self._recent: dict[str, OrderedDict[int, None]] = {}
+        self._capacities: dict[str, int] = {}
 
-    def add_engine(self, engine: str) -> None:
-        """Begin to account for an engine; it holds nothing yet."""
+    def __len__(self) -> int:
+        """How many different blocks the engines are believed to hold."""
+        return len(self._holders)
+
+    def add_engine(self, engine: str, capacity: int | None = None) -> None:
+        """Begin to account for an engine; it holds nothing yet. `capacity` in blocks, where it is known."""
         if engine not in self._bits:
             self._bits[engine] = self._free_bits.pop() if self._free_bits else len(self._bits)
             self._recent[engine] = OrderedDict()
+            self._capacities[engine] = self._capacity if capacity is None else capacity
 
     def drop_engine(self, engine: str) -> None:
         """Forget an engine and all that it held."""
@@ -51,20 +58,21 @@ class PrefixIndex:
         for block in recent:
             self._release(block, engine)
         self._free_bits.append(self._bits.pop(engine))
+        del self._capacities[engine]
 
     def sent(self, prefix: tuple[int, ...], engine: str) -> None:
         """Note that an engine has been sent this prefix: deepest blocks are the first to be forgotten."""
         recent = self._recent.get(engine)
         if recent is None:
             return
-        bit = 1 << self._bits[engine]
+        bit, holders = 1 << self._bits[engine], self._holders
         for block in reversed(prefix):
             if block in recent:
                 recent.move_to_end(block)
             else:
                 recent[block] = None
-                self._holders[block] = self._holders.get(block, 0) | bit
-        while len(recent) > self._capacity:
+                holders[block] = holders.get(block, 0) | bit
+        while len(recent) > self._capacities[engine]:
             block, _ = recent.popitem(last=False)
             self._release(block, engine)
 

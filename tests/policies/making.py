@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from policies.blueprint import Blueprint
 from policies.calls import Call, Fate, Outcome
-from policies.catalog import Named, PolicySet, make_all
+from policies.catalog import Named, PolicySet
 from policies.dispatcher import Dispatcher, Limits
 from policies.events import Action, Arrived, EngineUp, Event, Finished, Launch, Refused, Scaled, Start
 from policies.pool import EngineLimits, EngineView, PoolSpec
@@ -116,15 +117,14 @@ def a_desk(
     """A dispatcher over these pools, with their first engines up unless `start` says otherwise."""
     specs = {spec.name: spec for spec in pools}
     chosen = dict.fromkeys(specs, policies) if isinstance(policies, PolicySet) else policies
-    desk = Desk(
-        Dispatcher(
-            pools=specs,
-            workflows={workflow.name: workflow for workflow in workflows},
-            policies={name: make_all(chosen[name]) for name in specs},
-            limits=limits or Limits(),
-            seed=seed,
-        )
+    blueprint = Blueprint(
+        pools=specs,
+        workflows={workflow.name: workflow for workflow in workflows},
+        policies=chosen,
+        limits=limits or Limits(),
+        seed=seed,
     )
+    desk = Desk(blueprint.dispatcher())
     for spec in specs.values():
         if start:
             desk.scale(spec.name, spec.start)

@@ -123,7 +123,7 @@ class Life:
         self._note_event(event)
         for action in actions:
             self._note_action(action, mid_run=mid_run)
-        self._check()
+        self._check_all()
         return actions
 
     def do(self, op: Op) -> None:
@@ -188,8 +188,7 @@ class Life:
         self.feed(Joined(call=self._new_call(rng), leader=leader))
 
     def _recall(self, rng: Random) -> None:
-        call = self._new_call(rng)
-        self.feed(Arrived(call=call, recalled=True))
+        self.feed(Arrived(call=(call := self._new_call(rng)), recalled=True))
         self.feed(Finished(call=call.id, attempt=None, outcome=Outcome(fate="ok", source="cache")))
 
     def _answer(self, rng: Random) -> None:
@@ -238,8 +237,8 @@ class Life:
 
     def _stale(self, rng: Random) -> None:
         """What comes too late to mean anything."""
-        call, before = rng.choice(sorted(self.calls) or ["nobody"]), self.dispatcher.calls
-        outcome = Outcome(fate="ok")
+        call, outcome = rng.choice(sorted(self.calls) or ["nobody"]), Outcome(fate="ok")
+        before = self.dispatcher.calls
         late: list[Event] = [
             Finished(call=call, attempt=0, outcome=outcome),
             Failed(call=call, attempt=0, trouble="broken"),
@@ -273,9 +272,9 @@ class Life:
                 (self.aside if event.recalled else self.waiting).add(event.call.id)
             case Joined():
                 self.aside.add(event.call.id)
-            case Left():
+            case Left() | Finished(attempt=None):
                 self._over(event.call)
-            case Finished() if event.attempt is None or self._is_current(event.call, event.attempt):
+            case Finished() if self._is_current(event.call, event.attempt):
                 self._over(event.call)
             case Failed() if self._is_current(event.call, event.attempt):
                 self.tried.setdefault(event.call, set()).add(self.running.pop(event.call).engine)
@@ -284,19 +283,16 @@ class Life:
                 self.starting.pop(event.engine, None)
             case Drained():
                 self.drained.add(event.engine)
-            case _:
-                pass
 
-    def _is_current(self, call: str, attempt: int) -> bool:
+    def _is_current(self, call: str, attempt: int | None) -> bool:
         return call in self.running and self.running[call].attempt == attempt
 
     def _over(self, call: str) -> None:
-        here = call in self.waiting or call in self.running or call in self.aside
+        if call in self.waiting or call in self.running or call in self.aside:
+            self.ended[call] += 1
         self.waiting.discard(call)
         self.aside.discard(call)
         self.running.pop(call, None)
-        if here:
-            self.ended[call] += 1
 
     def _note_action(self, action: Action, *, mid_run: bool) -> None:
         match action:
@@ -313,13 +309,12 @@ class Life:
             case Retire():
                 assert action.engine not in self.retired
                 assert all(start.engine != action.engine for start in self.running.values())
+                assert not self.dispatcher.prefixes.blocks(action.engine)
                 self.retired.add(action.engine)
                 self.starting.pop(action.engine, None)
             case Wake():
                 assert action.at > self.now
                 self.wake = action.at
-            case _:
-                pass
 
     def _note_start(self, start: Start) -> None:
         engine, call = self.dispatcher.fleet.get(start.engine), self.calls[start.call]
@@ -337,8 +332,10 @@ class Life:
 
     # --- the checks ---
 
-    def _check(self) -> None:
+    def _check_all(self) -> None:
         self._check_engines()
+        turn = self.dispatcher.fleet.next_turn(self.now)
+        assert turn is None or (self.wake is not None and self.wake <= turn), "nobody asked to be woken"
         for pool, spec in POOLS.items():
             self._check_pool(pool, spec)
         assert self.dispatcher.calls == len(self.waiting) + len(self.running) + len(self.aside)
@@ -379,6 +376,7 @@ def lived(ops: Iterable[Op]) -> Life:
 
 
 def some_ops(seed: int, length: int) -> list[Op]:
+    """Numbers for one life, always the same for a seed."""
     rng = Random(seed)
     return [(rng.randrange(10_000), rng.randrange(10_000)) for _ in range(length)]
 

@@ -135,11 +135,12 @@ def test_calls_without_stages_of_their_own_share_a_queue() -> None:
 # --- room ---
 
 
-def test_a_large_call_is_not_passed_for_ever_by_small_ones() -> None:
+@pytest.mark.parametrize("stage", ["", "another"])
+def test_a_large_call_is_not_passed_for_ever_by_small_ones(stage: str) -> None:
     desk = a_desk([a_pool(sequences=8, work=1000)])
     small = [started(desk, a_call(f"s{n}", prompt_tokens=400, expected_output=0)) for n in range(2)]
     assert desk.arrive(a_call("large", prompt_tokens=900, expected_output=0)) is None
-    assert desk.arrive(a_call("late", prompt_tokens=100, expected_output=0)) is None
+    assert desk.arrive(a_call("late", stage=stage, prompt_tokens=100, expected_output=0)) is None
     assert desk.finish(small[0]) == []
     [large, late] = desk.finish(small[1])
     assert (large.call, late.call) == ("large", "late")
@@ -391,6 +392,15 @@ def test_a_follower_lends_its_urgency_to_its_leader() -> None:
     for call in ("follower", "idle follower"):
         desk.tell(Finished(call=call, attempt=None, outcome=Outcome(fate="ok", source="joined")), Start)
     assert desk.dispatcher.calls == 0
+
+
+def test_a_call_that_becomes_the_most_urgent_starts_where_there_is_room_for_it() -> None:
+    desk = a_desk([a_pool(sequences=8, work=1000)], policies=SLACK)
+    started(desk, a_call("running", prompt_tokens=800, expected_output=0))
+    assert desk.arrive(a_call("large", prompt_tokens=900, expected_output=0, budget=20.0)) is None
+    assert desk.arrive(a_call("small", prompt_tokens=100, expected_output=0, budget=50.0)) is None
+    [start] = desk.tell(Joined(call=a_call("follower", budget=5.0), leader="small"), Start)
+    assert start.call == "small"
 
 
 def test_a_leader_that_starves_is_not_set_back_by_a_follower() -> None:

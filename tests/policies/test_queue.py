@@ -118,18 +118,13 @@ def test_a_call_may_leave_and_come_back() -> None:
     assert served(queue, 5.0) == [1, 2]
 
 
-def held(queue: StageQueue) -> int:
-    """How many places the queue keeps in memory, valid or void."""
-    return sum(len(heap) for heap in queue._heaps) + len(queue._turns)
-
-
 def test_memory_stays_bounded_while_calls_come_and_go() -> None:
     queue = a_queue(waiting(0, -1.0))
     for number in range(1, 5000):
         entry = waiting(number, lost_at=1e6, starve_at=1e6)
         queue.push(entry, 0.0)
         queue.remove(entry)
-        assert held(queue) <= 6 * 2 + 64 + 3
+        assert queue.places <= 4 * 2 + 64 + 2
 
 
 def test_memory_stays_bounded_while_a_key_changes() -> None:
@@ -137,7 +132,7 @@ def test_memory_stays_bounded_while_a_key_changes() -> None:
     queue = a_queue(entry)
     for number in range(5000):
         queue.rekey(entry, Key(start=(-float(number),), bucket=0, lost_at=1e6, starve_at=1e6), 0.0)
-        assert held(queue) <= 6 + 64 + 3
+        assert queue.places <= 4 + 64 + 2
     assert served(queue, 0.0) == [1]
 
 

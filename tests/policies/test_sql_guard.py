@@ -149,9 +149,9 @@ REFUSED = [
     "",
     "  -- nothing\n",
     ";",
-    "select",
     "select 1 from",
     "selekt 1",
+    "select '\ud800'",
     "select \x00",
     "select '\x1b[31m'",
 ]
@@ -193,11 +193,15 @@ def _engine_functions(connection: duckdb.DuckDBPyConnection, sql: str) -> set[st
     return found
 
 
-def _calls() -> list[str]:
-    """A call of every function that the engine or the parser knows, with up to four arguments, and in FROM."""
+def _known() -> set[str]:
     with duckdb.connect() as connection:
         rows = connection.execute("select distinct lower(function_name) from duckdb_functions()").fetchall()
-    engine = {name for (name,) in rows if re.fullmatch(r"[a-z]\w*", name) and "collate_" not in name}
+    return {name for (name,) in rows if re.fullmatch(r"[a-z]\w*", name) and "collate_" not in name}
+
+
+def _calls() -> list[str]:
+    """A call of every function that the engine or the parser knows, with up to four arguments, and in FROM."""
+    engine = _known()
     parser = {name.lower() for name in sqlglot.Dialect.get_or_raise("duckdb").parser_class.FUNCTIONS}
     arguments = [", ".join("abcd"[:count]) for count in range(5)]
     texts = [f"select {name}({some})" for name in sorted(engine | parser) for some in arguments]
@@ -217,7 +221,7 @@ def test_the_engine_finds_no_function_in_a_canonical_text_that_is_not_on_the_lis
     with duckdb.connect() as connection:
         for start in range(0, len(accepted), 50):
             found |= _engine_functions(connection, "; ".join(accepted[start : start + 50]))
-    assert found - FUNCTIONS == set()
+    assert found & _known() - FUNCTIONS == set()
 
 
 def test_the_lists_say_what_the_engine_says_of_stability() -> None:
@@ -271,7 +275,10 @@ def test_texts_that_differ_in_layout_and_case_are_one_statement(one: str, other:
         ("select a from t", "select distinct a from t"),
         ("select a like 'x' from t", "select a ilike 'x' from t"),
         ("select a / b from t", "select a // b from t"),
-        ("select last(a ignore nulls) from t", "select last(a) from t"),
+        (
+            "select last_value(a ignore nulls) over (order by b) from t",
+            "select last_value(a) over (order by b) from t",
+        ),
         ("select a::int from t", "select try_cast(a as int) from t"),
         ("select a from s.t", "select a from t"),
         ("select sum(a) over (rows 1 preceding) from t", "select sum(a) over (rows 2 preceding) from t"),
@@ -372,8 +379,8 @@ def test_a_syntax_error_says_where_it_is() -> None:
 
 def test_arguments_that_break_the_parser_are_a_syntax_error() -> None:
     with pytest.raises(SqlRefused) as refused:
-        read_statement("select map(a)")
-    assert refused.value.code in {"syntax", "refused"}
+        read_statement("select var_map(a)")
+    assert refused.value.code == "syntax"
 
 
 def test_other_dialects_are_read_and_written_as_duckdb() -> None:

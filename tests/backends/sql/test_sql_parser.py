@@ -1,0 +1,91 @@
+"""Reading statements in a helper process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+
+import pytest
+
+from backends.sql.parser import Parser, Reading
+from policies.sql import SqlRefused, read_statement
+
+
+async def test_a_statement_read_elsewhere_is_the_same_statement(parser: Parser) -> None:
+    await parser.start()
+    for text in ("select a, now() from T join s.u using (id)", "select 1 limit 5"):
+        assert await parser.read(text) == read_statement(text)
+    mysql = await parser.read("select `a`", dialect="mysql")
+    assert mysql.canonical == 'SELECT "a"'
+
+
+async def test_refusals_come_back_with_their_code(parser: Parser) -> None:
+    for text, code in [
+        ("drop table t", "refused"),
+        ("select * from (", "syntax"),
+        ("select '\ud800'", "syntax"),
+        ("x" * 20_001, "too_long"),
+        ("select " + "(" * 9000 + "1" + ")" * 9000, "too_complex"),
+        ("select " + "not " * 4000 + "true", "too_complex"),
+        ("select 1 where " + "case when 1 then " * 900 + "1" + " end" * 900, "too_complex"),
+    ]:
+        with pytest.raises(SqlRefused) as refused:
+            await parser.read(text)
+        assert refused.value.code == code
+    assert (await parser.read("select 1")).canonical == "SELECT 1"
+
+
+async def test_a_text_that_takes_too_long_is_refused_and_the_next_is_read(parser: Parser) -> None:
+    await parser.start()
+    impatient = Parser(timeout=0.001)
+    await impatient.start()
+    with pytest.raises(SqlRefused) as refused:
+        await impatient.read("select " + " or ".join(f"a = {i}" for i in range(1500)))
+    assert refused.value.code == "too_complex"
+    await impatient.aclose()
+    assert (await parser.read("select 1")).canonical == "SELECT 1"
+
+
+async def test_readers_at_the_same_time_each_get_their_own_statement(parser: Parser) -> None:
+    texts = [f"SELECT {number}" for number in range(30)]
+    statements = await asyncio.gather(*(parser.read(text) for text in texts))
+    assert [statement.canonical for statement in statements] == texts
+
+
+async def test_a_reader_that_leaves_does_not_leave_its_answer_to_the_next(parser: Parser) -> None:
+    await parser.start()
+    for number in range(20):
+        leaving = asyncio.create_task(parser.read(f"select 'left {number}'"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert (await parser.read(f"SELECT {number}")).canonical == f"SELECT {number}"
+
+
+async def test_a_process_that_died_is_replaced(parser: Parser) -> None:
+    await parser.start()
+    assert parser.pid is not None
+    os.kill(parser.pid, signal.SIGKILL)
+    with contextlib.suppress(SqlRefused):  # where the death was not yet seen
+        await parser.read("select 1")
+    assert (await parser.read("select 1")).canonical == "SELECT 1"
+
+
+async def test_closing_ends_the_process_and_what_waits_for_it() -> None:
+    parser = Parser()
+    await parser.start()
+    reading = asyncio.create_task(parser.read("select 1"))
+    await asyncio.sleep(0)
+    await parser.aclose()
+    await parser.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert parser.pid is None
+
+
+def test_the_helper_answers_with_statements_and_refusals() -> None:
+    reading = Reading()
+    assert b'"canonical":"SELECT 1"' in reading.handle(b'["select 1", "duckdb"]')
+    assert b'"code":"refused"' in reading.handle(b'["drop table t", "duckdb"]')
+    reading.interrupt()

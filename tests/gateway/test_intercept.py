@@ -1,0 +1,305 @@
+"""SQL tool calls that the gateway runs itself, for clients that drive themselves and need not know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.recorder import Answer, Exchange, Recorder, recording
+from tests.gateway.shop import COUNT, HOPELESS, MISSPELT, REPAIRED, RIGHT, TOOLS, Shop, sections, shop, warehouse
+from tests.gateway.support import MODEL, Running, attached, metric, running, settled, written
+
+CHAT = "/v1/chat/completions"
+AT_GENERATE = {"X-Workflow-Type": "shop", "X-Workflow-Stage": "generate"}
+FOREIGN = {"type": "function", "function": {"name": "send_mail", "parameters": {"type": "object"}}}
+
+
+def conversation(question: str, **more: Any) -> dict[str, Any]:
+    content = f"TASK generate\nQuestion: {question}\n"
+    return {"model": MODEL, "messages": [{"role": "user", "content": content}], "tools": TOOLS, **more}
+
+
+def chunks(text: str) -> list[dict[str, Any]]:
+    """The events of a stream that ended well."""
+    events = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
+    assert events[-1] == "[DONE]"
+    return [json.loads(event) for event in events[:-1]]
+
+
+def deltas(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [chunk["choices"][0]["delta"] for chunk in found if chunk["choices"]]
+
+
+async def test_a_conversation_with_a_tool_is_one_message(tmp_path: Path) -> None:
+    async with shop(tmp_path, tools="intercept") as site:
+        reply = await site.up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
+        answer = reply.json()
+        message = answer["choices"][0]["message"]
+        assert message["content"] == "Let me count. There are four."
+        assert not message.get("tool_calls")
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        engines = [server.engine for server in site.engines.values()]
+        assert answer["usage"]["prompt_tokens"] == sum(engine.prompt_tokens for engine in engines)
+        assert answer["usage"]["completion_tokens"] == sum(engine.generation_tokens for engine in engines)
+        assert site.read()["generate"] > 0
+        assert site.read()["verify"] > 0, "after SQL that went well the graph goes on at verify"
+        assert metric(site.up.gateway, "cortex_attempts_total", pool="warehouse") == 1
+
+
+async def test_a_streamed_conversation_shows_no_tool_call_and_one_id(tmp_path: Path) -> None:
+    async with shop(tmp_path, tools="intercept") as site:
+        body = conversation(RIGHT, stream=True, stream_options={"include_usage": True})
+        reply = await site.up.http.post(CHAT, json=body, headers=AT_GENERATE)
+        found = chunks(reply.text)
+        assert len({chunk["id"] for chunk in found}) == 1
+        said = deltas(found)
+        assert "".join(delta.get("content") or "" for delta in said) == "Let me count. There are four."
+        assert not any(delta.get("tool_calls") for delta in said)
+        assert [delta["role"] for delta in said if "role" in delta] == ["assistant"]
+        reasons = [chunk["choices"][0].get("finish_reason") for chunk in found if chunk["choices"]]
+        assert [reason for reason in reasons if reason] == ["stop"]
+        engines = [server.engine for server in site.engines.values()]
+        (usage,) = [chunk["usage"] for chunk in found if chunk.get("usage")]
+        assert usage["prompt_tokens"] == sum(engine.prompt_tokens for engine in engines)
+        assert usage["completion_tokens"] == sum(engine.generation_tokens for engine in engines)
+        plain = await site.up.http.post(CHAT, json=conversation(RIGHT, stream=True), headers=AT_GENERATE)
+        assert not any(chunk.get("usage") for chunk in chunks(plain.text))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_outcome_of_the_tool_selects_the_pool_of_the_next_turn(tmp_path: Path, stream: bool) -> None:
+    async with shop(tmp_path, tools="intercept") as site:
+        reply = await site.up.http.post(CHAT, json=conversation(REPAIRED, stream=stream), headers=AT_GENERATE)
+        assert reply.status_code == 200
+        pools = {pool: metric(site.up.gateway, "cortex_attempts_total", pool=pool) for pool in site.engines}
+        assert pools == {"generate": 1, "fix": 1, "verify": 1}
+        said = "".join(delta.get("content") or "" for delta in deltas(chunks(reply.text))) if stream else None
+        assert (said if stream else reply.json()["choices"][0]["message"]["content"]) == "North leads."
+        assert metric(site.up.gateway, "cortex_attempts_total", pool="warehouse") == 2
+        (run,) = site.up.gateway.runtime.dispatcher.runs
+        assert [stage for stage, _ in run.history] == ["generate", "execute", "fix", "execute", "verify"]
+        assert run.position == "verify"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_at_the_loop_bound_the_last_tool_call_reaches_the_client(tmp_path: Path, stream: bool) -> None:
+    async with shop(tmp_path, tools="intercept", visits=2) as site:
+        reply = await site.up.http.post(CHAT, json=conversation(HOPELESS, stream=stream), headers=AT_GENERATE)
+        if stream:
+            found = chunks(reply.text)
+            pieces = [call for delta in deltas(found) for call in delta.get("tool_calls") or ()]
+            arguments = "".join(piece["function"].get("arguments") or "" for piece in pieces)
+            assert [chunk["choices"][0]["finish_reason"] for chunk in found][-1] == "tool_calls"
+            assert len({chunk["id"] for chunk in found}) == 1
+        else:
+            (choice,) = reply.json()["choices"]
+            arguments = choice["message"]["tool_calls"][0]["function"]["arguments"]
+            assert choice["finish_reason"] == "tool_calls"
+        assert json.loads(arguments) == {"sql": "SELECT meaning FROM everything"}
+        pools = {pool: metric(site.up.gateway, "cortex_attempts_total", pool=pool) for pool in site.engines}
+        assert pools == {"generate": 1, "fix": 2, "verify": 0}
+
+
+async def test_what_is_passed_is_passed_byte_for_byte(tmp_path: Path) -> None:
+    async with shop(tmp_path, tools="pass") as site:
+        url = site.engines["generate"].url
+        whole = await site.up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
+        assert whole.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "execute_sql"
+        direct = await site.up.http.post(url + CHAT, json=conversation(RIGHT))
+        assert same(whole.json()) == same(direct.json())
+        stream = await site.up.http.post(CHAT, json=conversation(RIGHT, stream=True), headers=AT_GENERATE)
+        assert any(delta.get("tool_calls") for delta in deltas(chunks(stream.text)))
+        assert metric(site.up.gateway, "cortex_attempts_total", pool="warehouse") == 0
+
+
+def same(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer without what differs from one time to the next."""
+    calls = answer["choices"][0]["message"]["tool_calls"]
+    for call in calls:
+        call["id"] = ""
+    details = {"prompt_tokens_details": None}
+    return {**answer, "id": "", "created": 0, "usage": {**answer["usage"], **details}}
+
+
+@pytest.mark.parametrize(
+    ("configured", "header", "runs"), [("pass", "intercept", True), ("intercept", "pass", False)]
+)
+async def test_one_call_can_say_otherwise_than_the_configuration(
+    tmp_path: Path, configured: str, header: str, runs: bool
+) -> None:
+    async with shop(tmp_path, tools=configured) as site:
+        headers = {**AT_GENERATE, "X-Workflow-Tools": header}
+        reply = await site.up.http.post(CHAT, json=conversation(RIGHT), headers=headers)
+        assert (not reply.json()["choices"][0]["message"].get("tool_calls")) is runs
+        assert metric(site.up.gateway, "cortex_attempts_total", pool="warehouse") == float(runs)
+
+
+async def test_without_a_workflow_the_header_alone_intercepts_and_the_call_stays_in_its_pool(tmp_path: Path) -> None:
+    async with shop(tmp_path) as site:
+        headers = {"X-Workflow-Tools": "intercept"}
+        body = {**conversation(RIGHT), "model": "generate"}
+        reply = await site.up.http.post(CHAT, json=body, headers=headers)
+        assert reply.json()["choices"][0]["message"]["content"] == "Let me count. There are four."
+        assert metric(site.up.gateway, "cortex_attempts_total", pool="generate") == 2
+
+
+# --- engines that say what the test wants ---------------------------------------------------------------------
+
+
+def call(name: str = "execute_sql", arguments: str = json.dumps({"sql": COUNT}), number: int = 0) -> dict[str, Any]:
+    return {"id": f"call-{number}", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def turn(*calls: dict[str, Any], content: str | None = None, **more: object) -> Answer:
+    """An answer that says this and makes these calls, streamed or whole as it is asked for."""
+    message = {"role": "assistant", "content": content, **({"tool_calls": list(calls)} if calls else {})}
+    reason = "tool_calls" if calls else "stop"
+
+    async def answer(exchange: Exchange) -> None:
+        if not exchange.seen.document.get("stream"):
+            choice = {"index": 0, "message": message, "finish_reason": reason}
+            await exchange.whole(json.dumps({"id": "own", "choices": [choice], **more}).encode())
+            return
+        first: dict[str, Any] = {"role": "assistant"}
+        pieces = [{"index": index, **one} for index, one in enumerate(calls)]
+        # Content beside the end, as some servers send it.
+        last: dict[str, Any] = {"content": content} if content else {}
+        parts = [(first, None), *(({"tool_calls": [piece]}, None) for piece in pieces), (last, reason)]
+        events = [
+            {"id": "own", "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in parts
+        ]
+        await exchange.pieces([b"data: " + json.dumps(event).encode() + b"\n\n" for event in events] + [DONE])
+
+    return answer
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+@asynccontextmanager
+async def scripted(folder: Path, *turns: Answer) -> AsyncIterator[tuple[Running, Recorder]]:
+    """The shop with one engine for all stages that answers these turns in order."""
+    left = list(turns)
+
+    async def answer(exchange: Exchange) -> None:
+        await left.pop(0)(exchange)
+
+    async with recording(answer) as engine:
+        pools = {stage: attached(engine.url) for stage in ("generate", "fix", "verify")}
+        text = written({**pools, "warehouse": warehouse(folder)}, **sections(folder, tools="intercept"))
+        async with running(folder, text) as up:
+            yield up, engine
+            assert left == []
+            await settled(up.gateway)
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "{}", '{"sql": 7}', '{"sql": "SELECT 1", "database": "x"}'])
+async def test_broken_arguments_are_told_to_the_model(tmp_path: Path, arguments: str) -> None:
+    async with scripted(tmp_path, turn(call(arguments=arguments)), turn(content="Sorry.")) as (up, engine):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
+        assert reply.json()["choices"][0]["message"]["content"] == "Sorry."
+        asked, told = engine.last.document["messages"][-2:]
+        assert asked["tool_calls"][0]["function"]["arguments"] == arguments
+        assert (told["role"], told["tool_call_id"]) == ("tool", "call-0")
+        assert json.loads(told["content"])["error"]["code"] == "invalid_arguments"
+        assert metric(up.gateway, "cortex_attempts_total", pool="warehouse") == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_turn_that_also_calls_a_foreign_tool_passes_whole_and_unexecuted(tmp_path: Path, stream: bool) -> None:
+    calls = [call(), call("send_mail", "{}", 1)]
+    async with scripted(tmp_path, turn(*calls, content="Both.")) as (up, engine):
+        body = conversation(RIGHT, stream=stream, tools=[*TOOLS, FOREIGN])
+        reply = await up.http.post(CHAT, json=body, headers=AT_GENERATE)
+        if stream:
+            got = [one for delta in deltas(chunks(reply.text)) for one in delta.get("tool_calls") or ()]
+            assert [one["function"]["name"] for one in got] == ["execute_sql", "send_mail"]
+            assert "".join(delta.get("content") or "" for delta in deltas(chunks(reply.text))) == "Both."
+        else:
+            assert reply.json()["choices"][0]["message"]["tool_calls"] == calls
+        assert len(engine.seen) == 1
+        assert metric(up.gateway, "cortex_attempts_total", pool="warehouse") == 0
+
+
+async def test_a_single_turn_goes_out_as_the_engine_wrote_it(tmp_path: Path) -> None:
+    async with scripted(tmp_path, turn(content="Hello.", usage={"prompt_tokens": 1, "mine": 2})) as (up, _):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
+        assert reply.json()["usage"] == {"prompt_tokens": 1, "mine": 2}
+
+
+@pytest.mark.parametrize("one", [{"id": "x"}, "nonsense", {"id": "x", "function": {"name": "execute_sql"}}])
+async def test_a_call_that_is_not_formed_as_one_passes(tmp_path: Path, one: Any) -> None:
+    async with scripted(tmp_path, turn(one)) as (up, _):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
+        assert reply.json()["choices"][0]["message"]["tool_calls"] == [one]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_calls_of_one_turn_are_all_answered_in_order(tmp_path: Path, stream: bool) -> None:
+    bad = call(arguments=json.dumps({"sql": MISSPELT}), number=1)
+    async with scripted(tmp_path, turn(call(), bad, content="A "), turn(content="B")) as (up, engine):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT, stream=stream), headers=AT_GENERATE)
+        answers = [m for m in engine.last.document["messages"] if m["role"] == "tool"]
+        assert [answer["tool_call_id"] for answer in answers] == ["call-0", "call-1"]
+        assert json.loads(answers[0]["content"])["rows"] == [[4]]
+        assert "amuont" in json.loads(answers[1]["content"])["error"]["message"]
+        assert metric(up.gateway, "cortex_attempts_total", pool="fix") == 1, "one call that fails decides"
+        if stream:
+            assert "".join(delta.get("content") or "" for delta in deltas(chunks(reply.text))) == "A B"
+        else:
+            assert reply.json()["choices"][0]["message"]["content"] == "A B"
+
+
+async def refuse(exchange: Exchange) -> None:
+    await exchange.whole(b'{"error": {"message": "the context is too long", "type": "BadRequestError"}}', status=400)
+
+
+async def test_a_later_turn_that_is_refused_keeps_its_status_where_nothing_has_gone_out(tmp_path: Path) -> None:
+    async with scripted(tmp_path, turn(call()), refuse) as (up, _):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"] == "the context is too long"
+
+
+async def die(exchange: Exchange) -> None:
+    await exchange.whole(b"{}", status=500)
+
+
+async def cut(exchange: Exchange) -> None:
+    await exchange.pieces([b'data: {"id":"own","choices":[{"index":0,"delta":{"content":"half"}}]}\n\n'])
+
+
+@pytest.mark.parametrize(
+    ("second", "words"), [(refuse, "the context is too long"), (die, "failed"), (cut, "broke off")]
+)
+async def test_a_later_turn_that_fails_ends_the_stream_with_an_error(
+    tmp_path: Path, second: Answer, words: str
+) -> None:
+    async with scripted(tmp_path, turn(call(), content="Wait. "), second) as (up, _):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT, stream=True), headers=AT_GENERATE)
+        assert reply.status_code == 200
+        events = [event.removeprefix("data: ") for event in reply.text.split("\n\n") if event]
+        assert "[DONE]" not in events
+        assert words in json.loads(events[-1])["error"]["message"]
+
+
+async def test_the_last_call_of_a_run_ends_it_after_its_last_turn(tmp_path: Path) -> None:
+    async with scripted(tmp_path, turn(call()), turn(content="Done.")) as (up, _):
+        seen: list[int] = []
+        runs = up.gateway.runtime.dispatcher.runs
+        original = up.gateway.runtime.recalled
+
+        def look(*arguments: Any) -> None:
+            seen.append(next(iter(runs)).calls)
+            original(*arguments)
+
+        up.gateway.runtime.recalled = look  # type: ignore[method-assign]
+        headers = {**AT_GENERATE, "X-Workflow-Final": "true", "X-Workflow-Id": "r"}
+        await up.http.post(CHAT, json=conversation(RIGHT), headers=headers)
+        assert seen == [3], "the run is one run from its first turn to its last"
+        assert len(runs) == 0
