@@ -13,8 +13,12 @@ help: ## list the targets
 demo: $(VENV)/.run ## 60 questions through an NL2SQL agent, under three pool layouts, with a table at the end
 	@$(BIN)/cortex demo
 
-serve: $(VENV)/.run ## start the gateway with config.yaml on 127.0.0.1:8080 and leave it running
+serve: $(VENV)/.run data/sales.duckdb ## start the gateway with config.yaml on 127.0.0.1:8080 and leave it running
 	@$(BIN)/cortex serve --config $(CONFIG)
+
+data/sales.duckdb: examples/nl2sql/database.sql | $(VENV)/.run
+	@$(BIN)/python -m examples.nl2sql.database $@
+	@touch $@
 
 test: $(VENV)/.dev ## run all tests and check branch coverage
 	@rm -f .coverage .coverage.*

@@ -21,9 +21,7 @@ class BackendError(Exception):
     The message is safe to show to a client: no address, no path.
     """
 
-    def __init__(
-        self, message: str, *, trouble: Trouble, retryable: bool, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, trouble: Trouble, retryable: bool, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.trouble: Trouble = trouble
         self.retryable = retryable

@@ -24,7 +24,11 @@ DEMO = Path("examples/nl2sql/demo.py")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and parsed.run is not _demo:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed.rest = rest
     try:
         status: int = parsed.run(parsed)
     except ConfigError as error:
@@ -48,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a configuration and say what it holds")
     check.add_argument("file", type=Path, metavar="FILE")
     check.set_defaults(run=_check)
-    demo = commands.add_parser("demo", help="60 questions through an NL2SQL agent, under three pool layouts")
-    demo.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    demo = commands.add_parser(
+        "demo", help="60 questions through an NL2SQL agent, under three pool layouts", add_help=False
+    )
     demo.set_defaults(run=_demo)
     return parser
 
@@ -94,7 +99,6 @@ def _demo(parsed: argparse.Namespace) -> int:
     if not DEMO.exists():
         print("cortex demo runs from a checkout of the repository: examples/nl2sql is not here", file=sys.stderr)
         return 2
-    sys.argv = ["cortex demo", *parsed.rest]
     sys.path.insert(0, str(Path.cwd()))
     module = runpy.run_path(str(DEMO))
     status: int = asyncio.run(module["main"](parsed.rest))

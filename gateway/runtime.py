@@ -251,8 +251,9 @@ class Runtime:
         began = self.now()
         try:
             engine = await self._clusters[pool].start(name)
-        except BackendError as error:
-            _log.warning("engine did not start pool=%s engine=%s reason=%s", pool, name, error)
+        except Exception as error:  # noqa: BLE001 - whatever it was: the scheduler must not wait for this engine
+            trace = None if isinstance(error, BackendError) else error
+            _log.warning("engine did not start pool=%s engine=%s reason=%s", pool, name, error, exc_info=trace)
             self.handle(EngineGone(engine=name))
             return
         self.engines[name] = engine
@@ -261,9 +262,11 @@ class Runtime:
 
     async def _retire(self, pool: str, name: str) -> None:
         engine = self.engines.pop(name, None)
-        if engine is not None:
-            await engine.aclose()
-        await self._clusters[pool].stop(name)
+        try:
+            if engine is not None:
+                await engine.aclose()
+        finally:
+            await self._clusters[pool].stop(name)
         _log.info("engine stopped pool=%s engine=%s", pool, name)
 
     def _set_alarm(self, at: float) -> None:

@@ -73,7 +73,8 @@ async def main(arguments: Sequence[str] = ()) -> int:
     """Run the demo; 0 when the answers are as they should be."""
     parser = argparse.ArgumentParser(prog="cortex demo", description=__doc__)
     parser.add_argument("--layout", choices=list(LAYOUTS), help="only this layout")
-    chosen = parser.parse_args(arguments).layout
+    parser.add_argument("--kv-blocks", default="256", metavar="N", help="KV blocks of 16 tokens an engine (256)")
+    options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 110)
     database.make(DATABASE)
     asked = questions.load()
@@ -82,8 +83,9 @@ async def main(arguments: Sequence[str] = ()) -> int:
     bar = (TextColumn("{task.description:26}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*bar, console=console) as progress:
         for name, layout in LAYOUTS.items():
-            if chosen in (None, name):
-                rounds[name] = await play(name, layout, asked, truth, progress)
+            if options.layout in (None, name):
+                settings = {**layout, "KV_BLOCKS": options.kv_blocks}
+                rounds[name] = await play(name, settings, asked, truth, progress)
     last = list(rounds.values())[-1]
     for question in _telling(asked, last):
         console.print(_shown(question, last.results[question.text]))

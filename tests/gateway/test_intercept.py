@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.recorder import Answer, Exchange, Recorder, recording
-from tests.gateway.shop import COUNT, HOPELESS, MISSPELT, REPAIRED, RIGHT, TOOLS, Shop, sections, shop, warehouse
+from tests.gateway.shop import COUNT, HOPELESS, MISSPELT, REPAIRED, RIGHT, TOOLS, sections, shop, warehouse
 from tests.gateway.support import MODEL, Running, attached, metric, running, settled, written
 
 CHAT = "/v1/chat/completions"
@@ -211,7 +211,9 @@ async def test_broken_arguments_are_told_to_the_model(tmp_path: Path, arguments:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_turn_that_also_calls_a_foreign_tool_passes_whole_and_unexecuted(tmp_path: Path, stream: bool) -> None:
+async def test_a_turn_that_also_calls_a_foreign_tool_passes_whole_and_unexecuted(
+    tmp_path: Path, stream: bool
+) -> None:
     calls = [call(), call("send_mail", "{}", 1)]
     async with scripted(tmp_path, turn(*calls, content="Both.")) as (up, engine):
         body = conversation(RIGHT, stream=stream, tools=[*TOOLS, FOREIGN])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
+import os
 import random
+import resource
+import signal
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -74,12 +78,16 @@ class Storm:
                     body = asking("generate", f"TASK generate\nQuestion: {question}", number)
                     await self._send(http, "tools", CHAT, {**body, "tools": shop.TOOLS}, here)
                 case "sql":
-                    sql = self.chance.choice([shop.COUNT, shop.MISSPELT, f"SELECT {number % 7} AS n", "DROP TABLE orders"])
+                    sql = self.chance.choice(
+                        [shop.COUNT, shop.MISSPELT, f"SELECT {number % 7} AS n", "DROP TABLE orders"]
+                    )
                     await self._send(http, "sql", "/v1/sql", {"sql": sql}, headers)
                 case "sql and leave":
                     await self._leave(http, patience, "/v1/sql", {"sql": SLOW_SQL}, headers)
                 case "fault":
-                    fault = self.chance.choice(["die_before", "refuse", "die_after=3", "status=500", "garbage_after=2"])
+                    fault = self.chance.choice(
+                        ["die_before", "refuse", "die_after=3", "status=500", "garbage_after=2"]
+                    )
                     body = {**chat("x", max_tokens=20), "stream": number % 2 == 0}
                     await self._send(http, "fault", CHAT, body, {**headers, "X-Emulated-Fault": fault})
                 case _:
@@ -111,30 +119,29 @@ def asking(model: str, question: str, number: int) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": question}], "stream": number % 3 == 0}
 
 
-async def disturb(up: Running, storm: asyncio.Task[None]) -> int:
-    """What an operator and bad luck do meanwhile; returns the process of the engine that was killed."""
-    pid = min(children("backends.emulated"))
-    sizes = iter([2, 3, 1, 3, 2, 1, 2] * 100)
-    killed = 0
-    drained = False
-    while not storm.done():
-        reply = await up.http.post("/admin/pools/default/scale", json={"engines": next(sizes)}, headers=ADMIN)
-        assert reply.status_code == 200
-        ended = sum(line.startswith(b"{") for line in up.gateway.metrics.text().splitlines())
-        assert ended == 0
-        if not killed and metric(up.gateway, "cortex_attempts_total", pool="default") > 10:
-            import os
-            import signal
+async def disturb(up: Running, storm: asyncio.Task[None]) -> None:
+    """What an operator and bad luck do meanwhile: one engine is killed, one drained, and the pool's size changes."""
 
-            os.kill(pid, signal.SIGKILL)
-            killed = pid
-        if not drained and metric(up.gateway, "cortex_attempts_total", pool="warehouse") > 20:
-            reply = await up.http.post("/admin/engines/warehouse/0/drain", headers=ADMIN)
-            drained = reply.status_code == 200
+    async def busy(pool: str, attempts: int) -> None:
+        await until(
+            lambda: metric(up.gateway, "cortex_attempts_total", pool=pool) > attempts, f"work in {pool}", within=30
+        )
+
+    async def admin(path: str, **body: object) -> None:
+        reply = await up.http.post(path, json=body, headers=ADMIN)
+        assert reply.status_code == 200, reply.text
+
+    fleet = up.gateway.runtime.dispatcher.fleet
+    await busy("default", 10)
+    before = {engine.name for engine in fleet.of("default")}
+    os.kill(min(children("backends.emulated")), signal.SIGKILL)
+    await until(lambda: not before <= {engine.name for engine in fleet.of("default")}, "that it is given up")
+    await busy("warehouse", 20)
+    await admin("/admin/engines/warehouse/0/drain")
+    sizes = itertools.cycle([3, 1, 2])
+    for _ in range(6):
+        await admin("/admin/pools/default/scale", engines=next(sizes))
         await asyncio.wait([storm], timeout=0.2)
-    assert killed
-    assert drained
-    return killed
 
 
 async def test_two_hundred_troubled_runs_lose_nothing_and_replay_to_the_same_decisions(tmp_path: Path) -> None:
@@ -164,7 +171,7 @@ async def test_two_hundred_troubled_runs_lose_nothing_and_replay_to_the_same_dec
             **shop.sections(tmp_path),
             admin={"token": "secret"},
             server={"port": 0, "journal": str(journal)},
-            policies={"picker": {"name": "two_choices"}},
+            policies={"picker": {"name": "two_choices"}, "priority": {"name": "least_slack", "patience": "5s"}},
         )
         async with running(tmp_path, text) as up:
             storm = Storm(up, seed=7)
@@ -189,24 +196,29 @@ def check_record(journal: Path) -> None:
     records = [orjson.loads(raw) for _, raw in steps(journal)]
     events = Counter(record["event"][0] for record in records)
     assert len(records) > 1500
-    assert {"Arrived", "Joined", "Left", "Finished", "Failed", "Scaled", "Drained", "EngineUp", "EngineGone"} <= set(events)
+    assert {"Arrived", "Joined", "Left", "Finished", "Failed", "Scaled", "Drained", "EngineUp", "EngineGone"} <= set(
+        events
+    )
     actions = Counter(action[0] for record in records for action in record["actions"])
     assert {"Start", "Abort", "Launch", "Retire", "Wake"} <= set(actions)
     blueprint = blueprint_of(journal)
     assert blueprint.policies["default"].picker.name == "two_choices"
+    assert blueprint.policies["default"].priority.params == (("patience", 5.0),)
     assert blueprint.workflows["shop"].deadline == 60.0
     again = blueprint.dispatcher()
     assert replay(journal, again) is None
     assert again.calls == 0
     # The record holds the decisions, not just something that any dispatcher would repeat.
-    other = dataclasses.replace(
-        blueprint,
-        policies={name: dataclasses.replace(chosen, picker=Named(name="best")) for name, chosen in blueprint.policies.items()},
-    )
-    divergence = replay(journal, other.dispatcher())
-    assert divergence is not None
-    assert divergence.recorded != divergence.replayed
-    assert divergence.line > 1
+    placed = Named(name="prefix_affinity", weight=0.0), Named(name="free_work", weight=1.0)
+    ordered = Named(name="least_slack", params=(("quantum", 5.0),))
+    for change in ({"scorers": placed}, {"priority": ordered}):
+        chosen = {
+            name: dataclasses.replace(policies, **change)  # type: ignore[arg-type]
+            for name, policies in blueprint.policies.items()
+        }
+        divergence = replay(journal, dataclasses.replace(blueprint, policies=chosen).dispatcher())
+        assert divergence is not None
+        assert divergence.recorded != divergence.replayed
 
 
 # --- the file -------------------------------------------------------------------------------------------------
@@ -263,14 +275,10 @@ def test_a_full_disk_drops_steps_and_counts_them(caplog: pytest.LogCaptureFixtur
 
 
 def test_a_disk_that_fills_up_leaves_a_journal_that_replays_as_far_as_it_goes(tmp_path: Path) -> None:
-    import resource
-
     path = tmp_path / "journal"
     journal = recorded(path)
     journal.flush()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, hard))
     try:
@@ -300,7 +308,9 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, text: bytes) -> No
 def test_a_replay_names_the_first_step_that_comes_out_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     recorded(path).close()
-    larger = dataclasses.replace(plan(), pools={"p": dataclasses.replace(plan().pools["p"], name="p", minimum=2, maximum=2)})
+    larger = dataclasses.replace(
+        plan(), pools={"p": dataclasses.replace(plan().pools["p"], name="p", minimum=2, maximum=2)}
+    )
     divergence = replay(path, larger.dispatcher())
     assert divergence is not None
     assert divergence.line == 2

@@ -105,7 +105,9 @@ async def test_a_flight_that_nobody_waits_for_ends_and_nobody_joins_it_any_more(
         for one in asked:
             one.cancel()
         again = at.ask("again", at.answer_at_once)
-        assert all(isinstance(one, asyncio.CancelledError) for one in await asyncio.gather(*asked, return_exceptions=True))
+        assert all(
+            isinstance(one, asyncio.CancelledError) for one in await asyncio.gather(*asked, return_exceptions=True)
+        )
         assert (await again) == Recalled(value="own", cache="miss")
         assert at.computed == ["leader", "again"]
 

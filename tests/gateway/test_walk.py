@@ -201,9 +201,7 @@ async def test_an_engine_that_fails_inside_a_stage_fails_the_walk_with_a_status(
     tmp_path: Path, fault: str, status: int, code: str, stream: bool
 ) -> None:
     async with shop(tmp_path) as site:
-        reply = await site.up.http.post(
-            CHAT, json=asking(RIGHT, stream=stream), headers={"X-Emulated-Fault": fault}
-        )
+        reply = await site.up.http.post(CHAT, json=asking(RIGHT, stream=stream), headers={"X-Emulated-Fault": fault})
         assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
         assert "generate" in reply.json()["error"]["message"] or status == 502
         assert (await ask(site, RIGHT))["workflow"]["outcome"] == "ok"
@@ -221,7 +219,9 @@ async def test_fenced_sql_and_bare_sql_are_understood(tmp_path: Path) -> None:
 
     async with recording(answer) as engine:
         pools = {stage: attached(engine.url) for stage in ("generate", "fix", "verify")}
-        async with running(tmp_path, written({**pools, "warehouse": warehouse(tmp_path)}, **sections(tmp_path))) as up:
+        async with running(
+            tmp_path, written({**pools, "warehouse": warehouse(tmp_path)}, **sections(tmp_path))
+        ) as up:
             for text in texts:
                 reply = await up.http.post(CHAT, json=asking(text))
                 assert reply.json()["workflow"]["outcome"] == "ok"
