@@ -20,6 +20,7 @@ from backends.vllm import AttachedServers, HttpEngine, connections
 from gateway.access import Access
 from gateway.admin import AdminApi
 from gateway.blueprints import blueprint
+from gateway.config import ConfigError
 from gateway.directory import Directory
 from gateway.door import Door
 from gateway.gateway import Gateway
@@ -35,12 +36,17 @@ from gateway.settings import Config, DuckDb, Emulated, Pool, Vllm
 from gateway.sqlapi import SqlApi
 from gateway.tools import Desk, Warehouse
 from gateway.walk import Walker
+from policies.blueprint import Blueprint
 from policies.sql import Statement
 
 
 async def compose(config: Config, *, seed: int | None = None, report_every: float = 2.0) -> Gateway:
-    """Build a gateway. It owns what it was built with; `Gateway.running` starts and ends it."""
+    """Build a gateway. It owns what it was built with; `Gateway.running` starts and ends it.
+
+    Raises ConfigError where the journal cannot be opened.
+    """
     plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed)
+    journal = _journal(config, plan)
     clock, metrics, access, directory = Clock(), Metrics(), Access(config.auth, config.admin), Directory(config)
     session = connections(config.timeouts.connect)
     runtime = Runtime(
@@ -48,7 +54,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         pools=plan.pools,
         clusters={name: _cluster(pool, session) for name, pool in config.pools.items()},
         clock=clock,
-        journal=Journal(config.server.journal, {"blueprint": plan}) if config.server.journal else None,
+        journal=journal,
         watchers=(metrics.watch,),
     )
     intake = Intake(config=config, access=access, directory=directory, clock=clock, named=metrics.named)
@@ -56,7 +62,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     parsers = {name: Parser() for name in stores}
     houses = {name: _warehouse(name, settings, parsers[name]) for name, settings in stores.items()}
     desk = Desk(runtime=runtime, intake=intake, warehouses=houses, count=metrics.sql_answered)
-    door = Door(counts=metrics, most=config.limits.concurrent_calls, clock=clock)
+    door = Door(counts=metrics, limits=config.limits, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
     walker = Walker(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
     intercept = Intercept(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
@@ -83,6 +89,16 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     )
     metrics.refresh = gateway.measure
     return gateway
+
+
+def _journal(config: Config, plan: Blueprint) -> Journal | None:
+    path = config.server.journal
+    try:
+        return Journal(path, {"blueprint": plan}) if path is not None else None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be opened: {error.strerror}", file=str(path), place=("server", "journal")
+        ) from None
 
 
 def _cluster(pool: Pool, session: aiohttp.ClientSession) -> Cluster:

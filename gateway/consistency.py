@@ -18,6 +18,7 @@ def faults(config: Config) -> Iterator[Fault]:
     yield from _server(config)
     for name in config.pools:
         yield from _pool(config, name)
+    yield from _shared(config)
     for pattern, pool in config.models.items():
         if complaint := _unusable(config, pool, "llm"):
             yield ("models", pattern), complaint
@@ -27,6 +28,17 @@ def faults(config: Config) -> Iterator[Fault]:
             yield from _stage(config, workflow.stages[stage], (*place, "stages", stage))
         yield from _tools(workflow, place)
         yield from _graph(workflow, place)
+
+
+def _shared(config: Config) -> Iterator[Fault]:
+    """Keys of different policies do not compare, so calls that share engines must be ordered by one."""
+    if config.policies.layout != "shared":
+        return
+    for name, pool in config.pools.items():
+        own = pool.policies.priority
+        if pool.kind == "llm" and own is not None and own != config.policies.priority:
+            message = "in a shared layout all pools have the priority policy of policies.priority"
+            yield ("pools", name, "policies", "priority"), message
 
 
 def _server(config: Config) -> Iterator[Fault]:

@@ -42,16 +42,18 @@ class Directory:
             for name, stage in spec.stages.items()
             if stage.kind == "llm"
         ]
-        whole = [WHOLE + name for name, spec in self._config.workflows.items() if spec.stages]
+        whole = [WHOLE + name for name, spec in self._config.workflows.items() if spec.stages and not _mute(spec)]
         return [*self._by_model, *whole, *aliases]
 
     def whole_workflow(self, model: str) -> Workflow | None:
-        """The workflow that a model name asks to be walked; None for any other model. Raises ApiError 404."""
+        """The workflow that a model name asks to be walked; None for any other model. Raises ApiError 404, 400."""
         if not model.startswith(WHOLE):
             return None
         workflow = self._config.workflows.get(model.removeprefix(WHOLE))
         if workflow is None or not workflow.stages:
             raise not_found("model", model, self.models())
+        if mute := _mute(workflow):
+            raise bad_request(f"{model!r} cannot be walked: its stage {mute!r} has no prompt", param="model")
         return workflow
 
     def check_place(self, place: Place | None) -> None:
@@ -91,3 +93,8 @@ class Directory:
         if pool is None:
             raise not_found("model", model, self.models())
         return pool
+
+
+def _mute(workflow: Workflow) -> str | None:
+    """A stage that asks a model and has no prompt: only a client that drives itself can pass it."""
+    return next((name for name, stage in workflow.stages.items() if stage.kind == "llm" and not stage.prompt), None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from gateway.asgi import ClientLeft, Out
 from gateway.openai.errors import ApiError, internal, unavailable
+from gateway.settings import Limits
 
 _log = logging.getLogger("cortex.relay")
 
@@ -21,20 +23,21 @@ class Counts(Protocol):
 
 
 class Door:
-    """Lets at most `most` requests in at once, and answers what their endpoints raise."""
+    """Lets so many requests in at once, with so many bytes, and answers what their endpoints raise."""
 
-    def __init__(self, *, counts: Counts, most: int, clock: Callable[[], float]) -> None:
+    def __init__(self, *, counts: Counts, limits: Limits, clock: Callable[[], float]) -> None:
         self._counts = counts
-        self._most = most
+        self._limits = limits
         self._now = clock
         self.inside = 0
+        self.held = 0
 
     async def __call__(self, endpoint: str, out: Out, serve: Callable[[Out], Awaitable[None]]) -> None:
         """Serve one request."""
         began = self._now()
         self.inside += 1
         try:
-            if self.inside > self._most:
+            if self.inside > self._limits.concurrent_calls:
                 raise unavailable("the gateway holds as many calls as it may", retry_after=1.0)
             await serve(out)
             status = out.status
@@ -51,3 +54,14 @@ class Door:
         finally:
             self.inside -= 1
         self._counts.answered(endpoint, status, self._now() - began)
+
+    @contextmanager
+    def holding(self, body: bytes) -> Iterator[None]:
+        """Count a body while its call is open. Raises ApiError 503 when the gateway holds too much already."""
+        if self.held and self.held + len(body) > self._limits.held_bytes:
+            raise unavailable("the gateway holds as many bytes as it may", retry_after=1.0)
+        self.held += len(body)
+        try:
+            yield
+        finally:
+            self.held -= len(body)

@@ -58,9 +58,10 @@ class Relay:
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             async def serve(out: Out) -> None:
                 body = await read_body(scope, receive, most=self._config.server.max_body)
-                inbound = self._intake.inbound(scope, body, kind)
-                out.said = inbound.asked.reply_headers()
-                await self._answer(inbound, receive, out)
+                with self._door.holding(body):
+                    inbound = self._intake.inbound(scope, body, kind)
+                    out.said = inbound.asked.reply_headers()
+                    await self._answer(inbound, receive, out)
 
             await self._door(kind, Out(send), serve)
 

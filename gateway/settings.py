@@ -103,6 +103,7 @@ class Limits(Part):
     runs: Count = 100_000
     run_idle: Seconds = 900.0
     concurrent_calls: Count = 20_000
+    held_bytes: Bytes = 1_000_000_000
     attempts: Count = 3
 
 

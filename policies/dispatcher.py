@@ -228,6 +228,8 @@ class Dispatcher:
             touched = self._release(tracked, now, out)
             if outcome.fate in ("ok", "error", "empty"):
                 engine.succeeded()
+            if outcome.fate == "ok" or (call.kind == "sql" and outcome.fate in ("error", "empty")):
+                # What an LLM engine declines at once says nothing of how long it takes to answer.
                 self.profiles.observe(call, tracked.visit, outcome)
         elif tracked.entry is not None:
             self._queues[tracked.call.pool].remove(tracked.entry)

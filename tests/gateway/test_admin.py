@@ -12,7 +12,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.gateway.shop import COUNT, warehouse
+from backends.emulated.options import EmulatedOptions
+from backends.emulated.server import serve
+from tests.gateway.recorder import Exchange, recording
+from tests.gateway.shop import COUNT, FAST, warehouse
 from tests.gateway.support import MODEL, Running, attached, chat, children, running, settled, until, written
 
 CHAT = "/v1/chat/completions"
@@ -141,9 +144,6 @@ async def test_every_path_wants_the_token(shared: Running) -> None:
 
 
 async def test_a_clients_key_opens_nothing_and_without_a_token_there_is_nothing(tmp_path: Path) -> None:
-    from backends.emulated.server import serve
-    from tests.gateway.shop import FAST
-
     auth = {"keys": [{"key": "mine", "tenant": "me"}]}
     async with serve(FAST) as server:
         llm = {"default": attached(server.url)}
@@ -153,7 +153,7 @@ async def test_a_clients_key_opens_nothing_and_without_a_token_there_is_nothing(
             assert (await up.http.get("/v1/models", headers=TOKEN)).status_code == 401
             assert (await up.http.get("/admin/pools", headers=TOKEN)).status_code == 200
         async with running(tmp_path, written(llm)) as up:
-            for headers in ({}, TOKEN, {"Authorization": "Bearer "}):
+            for headers in ({}, TOKEN, {"Authorization": "Bearer x"}):
                 assert (await up.http.get("/admin/pools", headers=headers)).status_code == 404
 
 
@@ -204,10 +204,6 @@ async def test_a_draining_engine_finishes_its_stream_before_its_process_ends(tmp
 
 
 async def test_a_pool_shows_who_waits_and_which_engine_is_left_out(tmp_path: Path) -> None:
-    from backends.emulated.options import EmulatedOptions
-    from backends.emulated.server import serve
-    from tests.gateway.recorder import Exchange, recording
-
     async def fail(exchange: Exchange) -> None:
         await exchange.whole(b"{}", status=500)
 

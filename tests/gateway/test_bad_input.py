@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,8 +13,8 @@ import pytest_asyncio
 
 from gateway.openai.errors import ERRORS
 from tests.gateway.rawhttp import Raw, connected, request
-from tests.gateway.recorder import Recorder, recording
-from tests.gateway.support import MODEL, Running, attached, chat, running, settled, written
+from tests.gateway.recorder import Exchange, Recorder, recording
+from tests.gateway.support import MODEL, Running, attached, chat, error_of, running, settled, until, written
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -22,7 +24,8 @@ WORKFLOWS = {
     "nl2sql": {
         "stages": {"generate": {"pool": "default", "prompt": "p.md"}, "answer": {"render": "p.md"}},
         "edges": [{"from": "start", "to": "generate"}, {"from": "generate", "to": "answer"}],
-    }
+    },
+    "own-drive": {"stages": {"plan": {"pool": "default"}}, "edges": [{"from": "start", "to": "plan"}]},
 }
 
 
@@ -216,6 +219,37 @@ async def test_a_stage_without_a_model_serves_no_chat(site: Site) -> None:
 async def test_a_workflow_gives_one_answer(site: Site) -> None:
     reply = await site.http.post(CHAT, json=chat(model="workflow/nl2sql", n=2))
     site.refused(reply, 400, "n")
+
+
+async def test_a_workflow_whose_stages_have_no_prompts_cannot_be_walked(site: Site) -> None:
+    message = site.refused(await site.http.post(CHAT, json=chat(model="workflow/own-drive")), 400, "model")
+    assert "'plan' has no prompt" in message
+    listed = [model["id"] for model in (await site.http.get("/v1/models")).json()["data"]]
+    assert "workflow/nl2sql" in listed
+    assert "workflow/own-drive" not in listed
+
+
+async def test_bodies_beyond_what_the_gateway_holds_are_refused_while_others_are_open(tmp_path: Path) -> None:
+    async with recording() as engine:
+        release = asyncio.Event()
+        answer = engine.answer
+
+        async def slowly(exchange: Exchange) -> None:
+            await release.wait()
+            await answer(exchange)
+
+        engine.answer = slowly
+        text = written({"default": attached(engine.url)}, limits={"held_bytes": "2kB"})
+        async with running(tmp_path, text) as up:
+            first = asyncio.create_task(up.http.post(CHAT, json=chat("x" * 1500)))
+            await until(lambda: up.gateway.door.held > 1500)
+            second = await up.http.post(CHAT, json=chat("y" * 1500))
+            assert (second.status_code, error_of(second)["code"]) == (503, "pool_unavailable")
+            assert int(second.headers["retry-after"]) >= 1
+            release.set()
+            assert (await first).status_code == 200
+            await settled(up.gateway)
+            assert up.gateway.door.held == 0
 
 
 async def test_a_body_over_the_cap_is_refused_by_its_declared_length_alone(site: Site) -> None:

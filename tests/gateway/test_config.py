@@ -235,6 +235,15 @@ def test_a_mistake_is_named_with_its_line_and_path(load_text: Load, old: str, ne
     assert complaint(load_text, changed(old, new)) == f"config.yaml:{said}"
 
 
+def test_pools_that_share_engines_have_one_priority_policy(load_text: Load) -> None:
+    own = "{name: emulated, num_gpu_blocks: 64}, policies: {priority: {name: edf}}}"
+    text = GOOD.replace("{name: emulated, num_gpu_blocks: 64}}", own)
+    assert load_text(text).pools["spare"].policies.priority is not None
+    shared = text.replace("policies:\n  priority", "policies:\n  layout: shared\n  priority")
+    said = "in a shared layout all pools have the priority policy of policies.priority"
+    assert complaint(load_text, shared) == f"config.yaml:17: pools.spare.policies.priority: {said}"
+
+
 @pytest.mark.parametrize("junk", ["", "7", "[[x]]", "{name: {name: x}}"])
 def test_whatever_stands_in_a_line_it_is_read_or_answered_with_one_line(load_text: Load, junk: str) -> None:
     lines = GOOD.splitlines()

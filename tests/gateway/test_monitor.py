@@ -85,9 +85,7 @@ async def test_a_live_engines_memory_is_seen_while_it_works(tmp_path: Path) -> N
             await settled(up.gateway, server)
 
 
-async def test_the_watch_goes_on_whatever_goes_wrong_in_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_watch_goes_on_whatever_goes_wrong_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with recording() as engine:
         engine.metrics = b""
         async with running(tmp_path, written({"default": attached(engine.url)}), report_every=0.02) as up:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import serve
 from gateway.walk import TABLE_ROWS, table
 from tests.gateway.recorder import Exchange, recording
@@ -118,7 +120,7 @@ async def test_a_streamed_walk_is_one_message_with_one_id(tmp_path: Path) -> Non
 
 
 async def test_a_run_can_be_seen_on_its_way(tmp_path: Path) -> None:
-    slow = FAST.__class__(decode_step=0.2)
+    slow = EmulatedOptions(decode_step=0.01)
     async with shop(tmp_path, options=slow, admin={"token": "secret"}) as site:
 
         async def seen() -> list[dict[str, Any]]:
@@ -134,8 +136,6 @@ async def test_a_run_can_be_seen_on_its_way(tmp_path: Path) -> None:
         request = site.up.http.build_request(
             "POST", CHAT, json=asking(REPAIRED), headers={"X-Workflow-Id": "mine", "X-Workflow-Final": "true"}
         )
-        import asyncio
-
         sending = asyncio.create_task(site.up.http.send(request))
         await until(lambda: slots(site, "fix") == 1, "a call of the fixer")
         (run,) = await seen()
