@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG ?= config.yaml
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check format lock clean
@@ -22,7 +23,7 @@ data/sales.duckdb: examples/nl2sql/database.sql | $(VENV)/.run
 
 test: $(VENV)/.dev ## run all tests and check branch coverage
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report --include='policies/*' --fail-under=95 --skip-covered
 	@$(BIN)/coverage report --omit='policies/*' --fail-under=85 --skip-covered

@@ -27,7 +27,7 @@ from tests.gateway.support import (
 )
 
 FAULTY = EmulatedOptions(time_scale=1000.0, faults=True)
-SHORT = {"connect": "500ms", "head": "300ms", "idle": "300ms", "total": "5s"}
+SHORT = {"connect": "1s", "head": "800ms", "idle": "800ms", "total": "10s"}
 
 
 @asynccontextmanager

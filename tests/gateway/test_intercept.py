@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.gateway import Gateway
 from tests.gateway.recorder import Answer, Exchange, Recorder, recording
 from tests.gateway.shop import COUNT, HOPELESS, MISSPELT, REPAIRED, RIGHT, TOOLS, sections, shop, warehouse
 from tests.gateway.support import MODEL, Running, attached, metric, running, settled, written
@@ -291,17 +292,18 @@ async def test_a_later_turn_that_fails_ends_the_stream_with_an_error(
 
 
 async def test_the_last_call_of_a_run_ends_it_after_its_last_turn(tmp_path: Path) -> None:
-    async with scripted(tmp_path, turn(call()), turn(content="Done.")) as (up, _):
-        seen: list[int] = []
-        runs = up.gateway.runtime.dispatcher.runs
-        original = up.gateway.runtime.recalled
+    seen: list[int] = []
 
-        def look(*arguments: Any) -> None:
-            seen.append(next(iter(runs)).calls)
-            original(*arguments)
+    async def look(exchange: Exchange) -> None:
+        """The second turn: the run of the first is still there."""
+        (run,) = gateway[0].runtime.dispatcher.runs
+        seen.append(run.calls)
+        await turn(content="Done.")(exchange)
 
-        up.gateway.runtime.recalled = look  # type: ignore[method-assign]
+    gateway: list[Gateway] = []
+    async with scripted(tmp_path, turn(call()), look) as (up, _):
+        gateway.append(up.gateway)
         headers = {**AT_GENERATE, "X-Workflow-Final": "true", "X-Workflow-Id": "r"}
         await up.http.post(CHAT, json=conversation(RIGHT), headers=headers)
-        assert seen == [3], "the run is one run from its first turn to its last"
-        assert len(runs) == 0
+        assert seen == [3], "a turn, its statement, and this turn are one run"
+        assert len(up.gateway.runtime.dispatcher.runs) == 0

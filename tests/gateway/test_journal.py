@@ -55,7 +55,6 @@ class Storm:
         self.up = up
         self.chance = random.Random(seed)
         self.seen: Counter[str] = Counter()
-        self._gate = asyncio.Semaphore(40)
 
     async def blow(self, runs: int) -> None:
         limits = httpx.Limits(max_connections=None)
@@ -67,34 +66,38 @@ class Storm:
         headers = {"X-Workflow-Type": "shop", "X-Workflow-Id": f"run-{number}"}
         question = self.chance.choice([shop.RIGHT, shop.REPAIRED, shop.HOPELESS])
         patience = self.chance.uniform(0.0, 0.15)
-        async with self._gate:
-            match plan:
-                case "walk":
-                    await self._send(http, "walk", CHAT, asking("workflow/shop", question, number), headers)
-                case "walk and leave":
-                    await self._leave(http, patience, CHAT, asking("workflow/shop", question, number), headers)
-                case "tools":
-                    here = {**headers, "X-Workflow-Stage": "generate", "X-Workflow-Tools": "intercept"}
-                    body = asking("generate", f"TASK generate\nQuestion: {question}", number)
-                    await self._send(http, "tools", CHAT, {**body, "tools": shop.TOOLS}, here)
-                case "sql":
-                    sql = self.chance.choice(
-                        [shop.COUNT, shop.MISSPELT, f"SELECT {number % 7} AS n", "DROP TABLE orders"]
-                    )
-                    await self._send(http, "sql", "/v1/sql", {"sql": sql}, headers)
-                case "sql and leave":
-                    await self._leave(http, patience, "/v1/sql", {"sql": SLOW_SQL}, headers)
-                case "fault":
-                    fault = self.chance.choice(
-                        ["die_before", "refuse", "die_after=3", "status=500", "garbage_after=2"]
-                    )
-                    body = {**chat("x", max_tokens=20), "stream": number % 2 == 0}
-                    await self._send(http, "fault", CHAT, body, {**headers, "X-Emulated-Fault": fault})
-                case _:
-                    for step in range(3):
-                        body = {**chat("y" * 50 * step, max_tokens=20), "stream": step == 1}
-                        final = {"X-Workflow-Final": "true"} if step == 2 else {}
-                        await self._send(http, "chat", CHAT, body, {**headers, **final})
+        match plan:
+            case "walk":
+                await self._send(http, "walk", CHAT, asking("workflow/shop", question, number), headers)
+            case "walk and leave":
+                await self._leave(http, patience, CHAT, asking("workflow/shop", question, number), headers)
+            case "tools":
+                here = {**headers, "X-Workflow-Stage": "generate", "X-Workflow-Tools": "intercept"}
+                body = asking("generate", f"TASK generate\nQuestion: {question}", number)
+                await self._send(http, "tools", CHAT, {**body, "tools": shop.TOOLS}, here)
+            case "sql":
+                sql = self.chance.choice(
+                    [shop.COUNT, shop.MISSPELT, f"SELECT {number % 7} AS n", "DROP TABLE orders"]
+                )
+                await self._send(http, "sql", "/v1/sql", {"sql": sql}, headers)
+            case "sql and leave":
+                await self._leave(http, patience, "/v1/sql", {"sql": SLOW_SQL}, headers)
+            case "read and leave":
+                body = chat("<<echo:abc >>", max_tokens=2000, stream=True)
+                async with http.stream("POST", CHAT, json=body, headers=headers) as reply:
+                    async for chunk in reply.aiter_raw():
+                        if b"abc" in chunk:
+                            self.seen["left within"] += 1
+                            break
+            case "fault":
+                fault = self.chance.choice(["die_before", "refuse", "die_after=3", "status=500", "garbage_after=2"])
+                body = {**chat("x", max_tokens=20), "stream": number % 2 == 0}
+                await self._send(http, "fault", CHAT, body, {**headers, "X-Emulated-Fault": fault})
+            case _:
+                for step in range(3):
+                    body = {**chat("y" * 50 * step, max_tokens=20), "stream": step == 1}
+                    final = {"X-Workflow-Final": "true"} if step == 2 else {}
+                    await self._send(http, "chat", CHAT, body, {**headers, **final})
 
     async def _send(self, http: httpx.AsyncClient, what: str, path: str, body: Any, headers: dict[str, str]) -> None:
         reply = await http.post(path, json=body, headers=headers)
@@ -111,7 +114,7 @@ class Storm:
             self.seen["left"] += 1
 
 
-PLANS = ("walk", "walk", "walk and leave", "tools", "sql", "sql and leave", "fault", "chat", "chat")
+PLANS = ("walk", "walk", "walk and leave", "tools", "sql", "sql and leave", "read and leave", "fault", "chat", "chat")
 SLOW_SQL = "SELECT sum(a.i * b.i) AS s FROM range(20000) AS a(i), range(20000) AS b(i)"
 
 
@@ -187,7 +190,7 @@ async def test_two_hundred_troubled_runs_lose_nothing_and_replay_to_the_same_dec
             assert up.gateway.runtime.journal_dropped == 0
             reply = await up.http.post(CHAT, json=chat("after the storm", max_tokens=4))
             assert reply.status_code == 200
-    assert {"walk 200", "tools 200", "sql 200", "sql 400", "chat 200", "left"} <= storm.seen.keys()
+    assert {"walk 200", "tools 200", "sql 200", "sql 400", "chat 200", "left", "left within"} <= storm.seen.keys()
     assert any(what.startswith("fault") and not what.endswith("200") for what in storm.seen)
     check_record(journal)
 
@@ -212,10 +215,7 @@ def check_record(journal: Path) -> None:
     placed = Named(name="prefix_affinity", weight=0.0), Named(name="free_work", weight=1.0)
     ordered = Named(name="least_slack", params=(("quantum", 5.0),))
     for change in ({"scorers": placed}, {"priority": ordered}):
-        chosen = {
-            name: dataclasses.replace(policies, **change)  # type: ignore[arg-type]
-            for name, policies in blueprint.policies.items()
-        }
+        chosen = {name: dataclasses.replace(policies, **change) for name, policies in blueprint.policies.items()}
         divergence = replay(journal, dataclasses.replace(blueprint, policies=chosen).dispatcher())
         assert divergence is not None
         assert divergence.recorded != divergence.replayed
@@ -294,6 +294,14 @@ def test_a_disk_that_fills_up_leaves_a_journal_that_replays_as_far_as_it_goes(tm
     journal.record(Woken(), [], 30.0)
     journal.close()
     assert len(list(steps(path))) == 3 + written_steps
+    assert replay(path, plan().dispatcher()) is None
+
+
+def test_a_line_that_a_crash_cut_off_is_no_step(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    recorded(path).close()
+    path.write_bytes(path.read_bytes()[:-5])
+    assert len(list(steps(path))) == 2
     assert replay(path, plan().dispatcher()) is None
 
 

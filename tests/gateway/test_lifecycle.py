@@ -143,7 +143,7 @@ async def test_while_it_ends_it_is_not_ready_and_takes_no_new_connection(tmp_pat
                     return True
 
             async with asyncio.timeout(START):
-                while not await refused():
+                while not await refused():  # noqa: ASYNC110 - what is waited for happens in another process
                     await asyncio.sleep(0.01)
             assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
         async with asyncio.timeout(START):
@@ -165,14 +165,14 @@ async def test_a_stream_that_takes_longer_than_the_grace_is_cut(tmp_path: Path) 
 
 
 async def test_a_gateway_that_is_killed_takes_its_engines_and_workers_with_it(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (cortex, http):
-        async with http.stream("POST", CHAT, json=chat("<<echo:abc >>", max_tokens=20_000, stream=True)) as reply:
-            assert reply.status_code == 200
-            offspring = cortex.offspring()
-            assert len(offspring) == 3
-            cortex.process.kill()
-            await cortex.process.wait()
-            await until(lambda: not alive(offspring), "the end of all its processes", within=START)
+    body = chat("<<echo:abc >>", max_tokens=20_000, stream=True)
+    async with serving(tmp_path) as (cortex, http), http.stream("POST", CHAT, json=body) as reply:
+        assert reply.status_code == 200
+        offspring = cortex.offspring()
+        assert len(offspring) == 3
+        cortex.process.kill()
+        await cortex.process.wait()
+        await until(lambda: not alive(offspring), "the end of all its processes", within=START)
 
 
 async def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:

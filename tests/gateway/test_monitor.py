@@ -74,15 +74,17 @@ async def test_what_an_engine_reports_reaches_the_scheduler_and_the_metrics(tmp_
 
 
 async def test_a_live_engines_memory_is_seen_while_it_works(tmp_path: Path) -> None:
-    async with serve(EmulatedOptions(decode_step=0.02)) as server:
-        async with running(tmp_path, written({"default": attached(server.url)}), report_every=0.05) as up:
-            (state,) = up.gateway.runtime.dispatcher.fleet
-            asking = asyncio.create_task(up.http.post(CHAT, json=chat("x" * 2000, max_tokens=100)))
-            await until(lambda: state.kv_use > 0, "memory in use")
-            assert state.reported_running == 1
-            assert (await asking).status_code == 200
-            await until(lambda: state.kv_use == 0 and state.reported_running == 0, "an idle engine")
-            await settled(up.gateway, server)
+    async with (
+        serve(EmulatedOptions(decode_step=0.02)) as server,
+        running(tmp_path, written({"default": attached(server.url)}), report_every=0.05) as up,
+    ):
+        (state,) = up.gateway.runtime.dispatcher.fleet
+        asking = asyncio.create_task(up.http.post(CHAT, json=chat("x" * 2000, max_tokens=100)))
+        await until(lambda: state.kv_use > 0, "memory in use")
+        assert state.reported_running == 1
+        assert (await asking).status_code == 200
+        await until(lambda: state.kv_use == 0 and state.reported_running == 0, "an idle engine")
+        await settled(up.gateway, server)
 
 
 async def test_the_watch_goes_on_whatever_goes_wrong_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

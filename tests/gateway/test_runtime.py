@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import sys
 import time
@@ -18,8 +19,8 @@ from gateway.config import load
 from gateway.runtime import Clock, RefusedCall, Runtime
 from policies.calls import Call, Outcome
 from policies.events import Scaled
-from tests.gateway.shop import FAST
-from tests.gateway.support import MODEL, attached, chat, children, metric, running, settled, until, written
+from tests.gateway.shop import FAST, warehouse
+from tests.gateway.support import MODEL, attached, chat, children, running, settled, until, written
 
 CHAT = "/v1/chat/completions"
 DONE = Outcome(fate="ok")
@@ -162,7 +163,7 @@ async def test_a_start_that_keeps_failing_is_tried_ever_less_often(tmp_path: Pat
 
         up.gateway.runtime._launch = launch  # type: ignore[method-assign]
         await until(lambda: len(tried) == 3, "three more tries")
-        pauses = [later - earlier for earlier, later in zip(tried, tried[1:], strict=False)]
+        pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
         assert pauses[0] > 0.6
         assert pauses[1] > 1.5 * pauses[0]
 
@@ -184,16 +185,20 @@ async def test_an_engine_that_is_no_longer_wanted_when_it_has_started_is_ended(t
 
 
 @pytest.mark.parametrize("retired", [False, True])
-async def test_a_gateway_that_ends_while_an_engine_starts_leaves_no_process(tmp_path: Path, retired: bool) -> None:
-    pool = {"model": MODEL, "backend": EMULATED, "engines": {"min": 1, "max": 2}}
-    before = children("backends.emulated")
+@pytest.mark.parametrize("kind", ["emulated", "sql.worker"])
+async def test_a_gateway_that_ends_while_an_engine_starts_leaves_no_process(
+    tmp_path: Path, kind: str, retired: bool
+) -> None:
+    llm = {"model": MODEL, "backend": EMULATED}
+    pool = {**(llm if kind == "emulated" else warehouse(tmp_path)), "engines": {"min": 1, "max": 2}}
+    before = children(f"backends.{kind}")
     async with running(tmp_path, written({"default": pool})) as up:
         up.gateway.runtime.handle(Scaled(pool="default", engines=2))
-        await until(lambda: len(children("backends.emulated") - before) == 2, "the second process")
+        await until(lambda: len(children(f"backends.{kind}") - before) == 2, "the second process")
         if retired:
             up.gateway.runtime.handle(Scaled(pool="default", engines=1))
-    assert children("backends.emulated") == before
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("engine ")]
+    assert children(f"backends.{kind}") == before
 
 
 async def test_calls_that_are_left_when_the_engines_have_ended_give_back_what_they_hold(tmp_path: Path) -> None:
@@ -211,13 +216,6 @@ async def test_calls_that_are_left_when_the_engines_have_ended_give_back_what_th
             runtime.handle(Scaled(pool="default", engines=1))
         assert runtime.dispatcher.calls == 0
         assert slots(runtime) == []
-
-
-async def test_metrics_know_how_many_engines_there_are(tmp_path: Path) -> None:
-    async with serve(FAST) as one, serve(FAST) as two:
-        async with running(tmp_path, written({"default": attached(one.url, two.url)})) as up:
-            assert metric(up.gateway, "cortex_engines", pool="default", state="ready") == 2
-            await settled(up.gateway, one, two)
 
 
 # --- time -----------------------------------------------------------------------------------------------------

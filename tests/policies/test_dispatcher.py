@@ -463,8 +463,12 @@ def test_what_an_engine_took_is_learned_and_what_it_did_not_finish_is_not() -> N
     desk = a_desk([a_pool(prior_service=5.0)])
     desk.finish(started(desk, a_call("1")), fate="timeout", total=60.0)
     assert desk.dispatcher.profiles.mean_service("p") == 5.0
-    desk.finish(started(desk, a_call("2")), fate="error", total=2.0)
+    desk.finish(started(desk, a_call("2")), fate="error", total=0.1)
+    assert desk.dispatcher.profiles.mean_service("p") == 5.0, "an engine declines at once"
+    desk.finish(started(desk, a_call("3")), total=2.0)
     assert desk.dispatcher.profiles.mean_service("p") == 2.0
+    desk.finish(started(desk, a_call("4", kind="sql")), fate="error", total=4.0)
+    assert desk.dispatcher.profiles.mean_service("p") == 3.0, "a statement runs until it fails"
 
 
 def test_a_wake_up_is_asked_for_once() -> None:
