@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,10 @@ class Door:
         except ClientLeft:
             self._counts.cancelled(endpoint)
             return
+        except asyncio.CancelledError:
+            # The server's grace is over, and this request is not: its client is told, not just cut off.
+            await out.fail(unavailable("the gateway is shutting down", retry_after=5.0))
+            raise
         except ApiError as error:
             status = error.status
             await out.fail(error)

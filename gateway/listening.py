@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -38,7 +39,7 @@ def server(gateway: Gateway, *, signals: bool = True) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,  # nothing here asks who the last hop was
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=round(settings.graceful_shutdown),
+            timeout_graceful_shutdown=math.ceil(settings.graceful_shutdown),
         ),
         gateway,
         signals=signals,
