@@ -90,6 +90,10 @@ class Cluster(Protocol):
         """Bring up one engine under this name, ready to work. Raises BackendError when that fails."""
         ...
 
+    async def ended(self, name: str) -> None:
+        """Return when the engine of this name has ended by itself; never where that cannot be seen from here."""
+        ...
+
     async def stop(self, name: str) -> None:
         """End the engine of this name; unknown names are ignored."""
         ...

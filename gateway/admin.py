@@ -92,7 +92,7 @@ class AdminApi:
         runs = self._runtime.dispatcher.runs
         shown = [
             {
-                "id": run.key[1],
+                "id": run.key[2],
                 "tenant": run.key[0],
                 "workflow": run.workflow,
                 "stage": run.position,

@@ -88,7 +88,7 @@ class Recall(Generic[K, T]):
             else:
                 ticket.finished(None, self._outcome(value, "joined"))
                 return Recalled(value=value, cache="joined")
-        return Recalled(value=await compute(call), cache="miss")
+        return await self.get(key, call, compute)  # one of those who waited leads now, the others join it
 
     async def _wait(self, key: K, flight: _Flight[T]) -> T:
         """Wait without owning: the last one to go takes the flight down with it."""

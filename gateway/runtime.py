@@ -128,6 +128,7 @@ class Runtime:
         self._tickets: dict[str, Ticket] = {}
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._all_jobs: set[asyncio.Task[None]] = set()
+        self._watches: dict[str, asyncio.Task[None]] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._flush: asyncio.TimerHandle | None = None
         self._closed = False
@@ -257,11 +258,22 @@ class Runtime:
             self.handle(EngineGone(engine=name))
             return
         self.engines[name] = engine
+        watch = self._watches[name] = asyncio.create_task(self._until_ended(pool, name), name=f"end of {name}")
+        watch.add_done_callback(self._all_jobs.discard)
+        self._all_jobs.add(watch)
         _log.info("engine up pool=%s engine=%s seconds=%.2f", pool, name, self.now() - began)
         self.handle(EngineUp(engine=name, limits=self.pools[pool].limits))
 
+    async def _until_ended(self, pool: str, name: str) -> None:
+        """Say at once that an engine has ended by itself, instead of waiting for its reports to stay away."""
+        await self._clusters[pool].ended(name)
+        _log.warning("engine ended unasked pool=%s engine=%s", pool, name)
+        self.handle(EngineGone(engine=name))
+
     async def _retire(self, pool: str, name: str) -> None:
         engine = self.engines.pop(name, None)
+        if (watch := self._watches.pop(name, None)) is not None:
+            watch.cancel()
         try:
             if engine is not None:
                 await engine.aclose()

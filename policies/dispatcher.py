@@ -42,13 +42,12 @@ from policies.pool import EngineState, EngineView, PoolSpec, PoolView, Slot
 from policies.profiles import Profiles
 from policies.protocols import Admit
 from policies.queue import LOST, StageQueues, Waiting
+from policies.routing.placement import place, work
 from policies.routing.prefix import PrefixIndex
 from policies.runs import Run, Runs
 from policies.slack import slack
 from policies.workflow import Workflow
 
-DECODE_WEIGHT = 4.0
-"""A token to be written costs an engine about as much as this many prompt tokens (tail-aware release, 2609.10964)."""
 LOST_OFFSET = 1 << 30
 """Added to the engine's priority of a call that can no longer make its deadline."""
 RETRY_SHARE, RETRY_FIRST, RETRY_MOST = 0.2, 10.0, 100.0
@@ -175,12 +174,15 @@ class Dispatcher:
         if self.fleet.stranded(call.pool):
             self._refuse(tracked, "no_engine", self.profiles.mean_service(call.pool), out)
             return ()
-        policies, view = self._policies[call.pool], tracked.run.view()
+        policies, view, queues = self._policies[call.pool], tracked.run.view(), self._queues[call.pool]
         if view.first:
             verdict = policies.admission.decide(call, estimate, view, self.pool_view(call.pool, now), now)
             if not isinstance(verdict, Admit):
                 self._refuse(tracked, "late" if verdict.late else "queue_full", verdict.retry_after, out)
                 return ()
+        elif queues.beyond(self._specs[call.pool], call):
+            self._refuse(tracked, "overloaded", self.profiles.mean_service(call.pool), out)
+            return ()
         self._order += 1
         tracked.entry = Waiting(
             call=call,
@@ -307,7 +309,15 @@ class Dispatcher:
             queue = heapq.heappop(heads)[1]
             head = queue.head(now)
             assert head is not None
-            choice = self._route(head, kept, now)
+            choice = place(
+                head,
+                self.fleet.serving(head.call.pool),
+                kept=kept,
+                prefixes=self.prefixes,
+                routing=self._policies[head.call.pool].routing,
+                rng=self._rng,
+                now=now,
+            )
             if choice is not None:
                 self._start(head, choice, now, out)
             else:
@@ -332,21 +342,6 @@ class Dispatcher:
             tracked = self._calls[entry.call.id]
             self._refuse(tracked, tracked.trouble, 1.0, out)
 
-    def _route(self, entry: Waiting, kept: set[str], now: float) -> EngineView | None:
-        call = entry.call
-        free = [
-            engine
-            for engine in self.fleet.serving(call.pool)
-            if engine.name not in kept and engine.usable(now) and engine.has_room(0)
-        ]
-        matched = self.prefixes.matches(call.prefix, [engine.name for engine in free])
-        views = [
-            engine.view(matched=matched[engine.name], tried=engine.name in entry.tried)
-            for engine in free
-            if engine.has_room(sum(_work(entry, matched[engine.name])))
-        ]
-        return self._policies[call.pool].routing.choose(call, views, self._rng)
-
     def _start(self, entry: Waiting, choice: EngineView, now: float, out: list[Action]) -> None:
         call = entry.call
         self._queues[entry.call.pool].remove(entry)
@@ -355,7 +350,7 @@ class Dispatcher:
         self._attempt += 1
         tracked.attempt, tracked.engine = self._attempt, engine.name
         tracked.attempts += 1
-        prefill, decode = _work(entry, choice.matched)
+        prefill, decode = work(entry, choice.matched)
         slot = Slot(call.id, self._attempt, prefill, decode, now, choice.matched)
         engine.take(slot, self._attempt)
         self.prefixes.sent(call.prefix, engine.name)
@@ -383,7 +378,8 @@ class Dispatcher:
 
     def _untried(self, entry: Waiting, now: float) -> bool:
         return any(
-            engine.usable(now) and engine.name not in entry.tried for engine in self.fleet.serving(entry.call.pool)
+            engine.name not in entry.tried and (engine.usable(now) or engine.status == "starting")
+            for engine in self.fleet.serving(entry.call.pool)
         )
 
     def _current(self, call: str, attempt: int) -> _Tracked | None:
@@ -443,9 +439,3 @@ class Dispatcher:
         if at is not None and at != self._wake_at:
             out.append(Wake(at=at))
         self._wake_at = at
-
-
-def _work(entry: Waiting, matched: int) -> tuple[float, float]:
-    """The committed work of a call on an engine that holds `matched` tokens of its prompt: prefill and decode."""
-    prefill = max(0, entry.call.prompt_tokens - matched)
-    return float(prefill), DECODE_WEIGHT * entry.estimate.output_tokens[0]

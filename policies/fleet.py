@@ -60,7 +60,10 @@ class Fleet:
 
     def stranded(self, pool: str) -> bool:
         """Whether a pool's calls have no engine to wait for, not even one that is starting."""
-        return not any(engine.status in ("starting", "ready") for engine in self.serving(pool))
+        return not any(
+            engine.status in ("starting", "ready") or (engine.for_good and self._rosters[engine.pool].target > 0)
+            for engine in self.serving(pool)
+        )
 
     def has_room(self, pools: Iterable[str], kept: Container[str], now: float) -> bool:
         """Whether some engine of these pools may take a call, those left out that are kept for another."""
@@ -78,15 +81,16 @@ class Fleet:
         return self.reconcile(pool, now)
 
     def drained(self, engine: str, now: float) -> list[Action]:
-        """Take one engine out of service for good once it is empty; the pool's target goes down with it."""
+        """Take one engine out of service for good once it is empty; the pool's target goes down with it, but not
+        below its minimum: then another takes the engine's place, as soon as the pool's maximum lets it."""
         state = self._engines.get(engine)
         if state is None or state.status == "gone" or state.for_good:
             return []
         if state.status != "draining":
             roster = self._rosters[state.pool]
-            roster.target = max(0, roster.target - 1)
+            roster.target = max(roster.spec.minimum, roster.target - 1)
         state.status, state.for_good = "draining", True
-        return self.settle(state, now)
+        return self._retired(state) + self.reconcile(state.pool, now)
 
     def up(self, event: EngineUp) -> None:
         """An engine is ready. One that was drained while it started is not known any more."""

@@ -13,9 +13,12 @@ import math
 from dataclasses import dataclass, field
 
 from policies.calls import Call, Estimate
+from policies.pool import PoolSpec
 from policies.protocols import Key
 
 STARVED, LIVE, LOST = 0, 1, 2
+UNDER_WAY = 4
+"""The hard bound of a queue, in units of its soft one: runs under way go on queueing until then."""
 LINES = 64
 """Stages of a pool that have a queue of their own; those beyond share one, as stage names come from clients."""
 
@@ -137,6 +140,11 @@ class StageQueues:
 
     def __len__(self) -> int:
         return self._count
+
+    def beyond(self, spec: PoolSpec, call: Call) -> bool:
+        """Whether even a run under way can find no place: at UNDER_WAY times the bound that new runs meet."""
+        most_calls, most_bytes = UNDER_WAY * spec.queue_calls, UNDER_WAY * spec.queue_bytes
+        return self._count >= most_calls or (self._count > 0 and self.body_bytes + call.body_bytes > most_bytes)
 
     def push(self, entry: Waiting, now: float) -> None:
         """Add a call that is not queued at its stage."""

@@ -16,7 +16,8 @@ HISTORY = 64
 STAGES = 256
 """How many distinct stage names a run may visit before further ones share one counter."""
 
-RunKey = tuple[str, str]
+RunKey = tuple[str, str, str]
+"""Tenant, workflow, run: an id means nothing outside its workflow."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,7 +64,7 @@ class Runs:
 
     def enter(self, call: Call, workflow: Workflow | None, now: float) -> tuple[Run, int]:
         """Note that a call has arrived; returns its run and the visit that this is to its stage."""
-        key = (call.tenant, call.run)
+        key = (call.tenant, call.workflow, call.run)
         run = self._runs.get(key)
         if run is None:
             budget = call.budget if call.budget is not None else workflow.deadline if workflow else None
@@ -88,7 +89,7 @@ class Runs:
 
     def leave(self, call: Call, fate: Fate | None, *, over: bool = False) -> None:
         """Note that a call has ended; None where it never began. A run that is over goes with its last call."""
-        key = (call.tenant, call.run)
+        key = (call.tenant, call.workflow, call.run)
         run = self._runs.get(key)
         if run is None or call.id not in run.open:
             return

@@ -65,6 +65,12 @@ class EmulatedCluster:
             raise
         return child.engine
 
+    async def ended(self, name: str) -> None:
+        """Return when the child has ended, or at once for a name that is not there."""
+        child = self._children.get(name)
+        if child is not None:
+            await child.process.wait()
+
     async def stop(self, name: str) -> None:
         """End the engine of this name: SIGTERM, and SIGKILL when that does not help. Unknown names are ignored."""
         child = self._children.pop(name, None)
@@ -127,7 +133,11 @@ async def _end(child: _Child) -> None:
         _signal(process, signal.SIGKILL)
         await process.wait()
     if process.returncode not in (0, -signal.SIGTERM):
-        log.warning("an emulated engine ended with status %s:\n%s", process.returncode, "\n".join(child.lines))
+        log.warning(
+            "an emulated engine ended with status %s%s",
+            process.returncode,
+            "".join(f"\n{line}" for line in child.lines),
+        )
     await child.errors
 
 

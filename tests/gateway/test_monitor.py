@@ -26,25 +26,36 @@ def engine_names(up: Running) -> set[str]:
     return {engine.name for engine in up.gateway.runtime.dispatcher.fleet}
 
 
-async def test_a_killed_engine_is_given_up_after_some_missed_reports_and_replaced(tmp_path: Path) -> None:
+async def test_a_killed_engine_is_replaced_at_once_and_its_pools_calls_wait_for_the_new_one(tmp_path: Path) -> None:
     before = children("backends.emulated")
     pool = {"model": MODEL, "backend": {"name": "emulated", "time_scale": 1000.0}}
     async with running(tmp_path, written({"default": pool}), report_every=CALM) as up:
         (pid,) = children("backends.emulated") - before
         os.kill(pid, signal.SIGKILL)
-        for _ in range(SILENT_MOST - 1):
-            await up.gateway.monitor.poll()
-            assert engine_names(up) == {"default/0"}
-        assert metric(up.gateway, "cortex_engines", pool="default", state="ready") == 1
-        await up.gateway.monitor.poll()
-        assert engine_names(up) == {"default/1"}
-        await until(lambda: not up.gateway.runtime.ready(), "the new engine")
-        await up.gateway.monitor.poll()
-        assert set(up.gateway.monitor.reports) == {"default/1"}
+        await until(lambda: engine_names(up) == {"default/1"}, "the news of its end")
+        replies = await asyncio.gather(*(up.http.post(CHAT, json=chat(max_tokens=2)) for _ in range(5)))
+        assert [reply.status_code for reply in replies] == [200] * 5
         (other,) = children("backends.emulated") - before
         assert other != pid
-        assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
+        assert metric(up.gateway, "cortex_engines", pool="default", state="ready") == 1
         await settled(up.gateway)
+
+
+async def test_an_engine_that_stays_silent_is_given_up_and_tried_again_later(tmp_path: Path) -> None:
+    async with recording() as engine:
+        engine.metrics = b""
+        async with running(tmp_path, written({"default": attached(engine.url)}), report_every=CALM) as up:
+            engine.healthy, engine.metrics = False, None
+            for _ in range(SILENT_MOST - 1):
+                await up.gateway.monitor.poll()
+                assert engine_names(up) == {"default/0"}
+            await up.gateway.monitor.poll()
+            assert "default/0" not in engine_names(up)
+            engine.healthy, engine.metrics = True, b""
+            await until(lambda: not up.gateway.runtime.ready(), "the engine's return")
+            await up.gateway.monitor.poll()
+            assert "default/0" not in up.gateway.monitor.reports
+            assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
 
 
 async def test_an_engine_that_answers_again_in_time_is_kept(tmp_path: Path) -> None:

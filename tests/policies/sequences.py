@@ -264,7 +264,7 @@ class Life:
     # --- the book ---
 
     def _is_mid_run(self, call: Call) -> bool:
-        return any(run.key == (call.tenant, call.run) and run.calls for run in self.dispatcher.runs)
+        return any(run.key == (call.tenant, call.workflow, call.run) and run.calls for run in self.dispatcher.runs)
 
     def _note_event(self, event: Event) -> None:
         match event:

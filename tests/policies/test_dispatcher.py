@@ -240,7 +240,7 @@ def test_a_refused_run_may_begin_again_with_a_deadline_of_its_own() -> None:
     order_of_service(desk, running)
     again = started(desk, a_call("2", run="r", arrived=30.0, budget=9.0))
     assert again.visit == 1
-    [run] = [run for run in desk.dispatcher.runs if run.key == ("", "r")]
+    [run] = [run for run in desk.dispatcher.runs if run.key[2] == "r"]
     assert run.deadline == 39.0
 
 
@@ -256,8 +256,53 @@ def test_while_its_first_engine_starts_a_pool_lets_calls_wait() -> None:
     assert [start.call for start in desk.up("p/0")] == ["c"]
 
 
-def test_calls_that_wait_when_the_last_engine_goes_are_let_go() -> None:
+def test_calls_that_wait_while_the_only_engine_is_drained_wait_for_its_successor() -> None:
     desk = a_desk()
+    running = started(desk, a_call("running"))
+    desk.arrive(a_call("waiting", stage="x"))
+    assert desk.tell(Drained(engine="p/0"), Refused) == []
+    outcome = Outcome(fate="ok")
+    made = desk.tell(Finished(call="running", attempt=running.attempt, outcome=outcome), Launch)
+    assert made == [Launch(pool="p", engine="p/1")], "the pool has room for one engine"
+    [start] = desk.up("p/1")
+    assert (start.call, start.engine) == ("waiting", "p/1")
+
+
+def test_a_call_whose_engine_ended_waits_for_the_one_that_takes_its_place() -> None:
+    desk = a_desk()
+    start = started(desk, a_call("c"))
+    assert desk.tell(EngineGone(engine="p/0"), Launch) == [Launch(pool="p", engine="p/1")]
+    assert desk.tell(Failed(call="c", attempt=start.attempt, trouble="broken"), Refused) == []
+    [again] = desk.up("p/1")
+    assert (again.call, again.engine) == ("c", "p/1")
+
+
+def test_even_a_run_under_way_finds_an_end_to_the_queue() -> None:
+    desk = a_desk([a_pool(queue_calls=2, queue_bytes=1000)])
+    started(desk, a_call("1", run="r"))
+    for index in range(8):
+        assert refusals(desk, a_call(f"w{index}", run="r")) == []
+    [refused] = refusals(desk, a_call("one too many", run="r"))
+    assert (refused.reason, refused.retry_after) == ("overloaded", 1.0)
+    for index in range(8):
+        desk.tell(Left(call=f"w{index}"), Refused)
+    assert refusals(desk, a_call("large", run="r", body_bytes=4000)) == []
+    assert [one.reason for one in refusals(desk, a_call("larger", run="r", body_bytes=1))] == ["overloaded"]
+
+
+def test_one_id_in_two_workflows_is_two_runs() -> None:
+    desk = a_desk(workflows=[])
+    for workflow, budget in (("a", 1.0), ("b", 9.0)):
+        desk.arrive(a_call(f"of {workflow}", run="7", workflow=workflow, budget=budget))
+    assert [run.deadline for run in desk.dispatcher.runs] == [1.0, 9.0]
+
+
+def refusals(desk: Desk, call: Call) -> list[Refused]:
+    return desk.tell(Arrived(call=call), Refused)
+
+
+def test_calls_that_wait_when_the_last_engine_goes_are_let_go() -> None:
+    desk = a_desk([a_pool(minimum=0)])
     running = started(desk, a_call("running"))
     desk.arrive(a_call("waiting", stage="x"))
     [refused] = desk.tell(Drained(engine="p/0"), Refused)
@@ -429,7 +474,7 @@ def test_a_recalled_call_moves_its_run_without_taking_a_slot() -> None:
     assert desk.tell(Arrived(call=a_call("known", run="r", stage="execute"), recalled=True), Start) == []
     outcome = Outcome(fate="empty", source="cache")
     desk.tell(Finished(call="known", attempt=None, outcome=outcome), Start)
-    [run] = [run for run in desk.dispatcher.runs if run.key == ("", "r")]
+    [run] = [run for run in desk.dispatcher.runs if run.key[2] == "r"]
     assert (run.position, run.fate) == ("execute", "empty")
     assert desk.dispatcher.calls == 1
 

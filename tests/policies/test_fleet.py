@@ -133,11 +133,19 @@ def test_an_engine_on_its_way_out_holds_its_place_until_it_has_gone() -> None:
 
 
 def test_an_engine_drained_while_it_starts_is_ended_and_its_coming_up_ignored() -> None:
-    fleet = Fleet({"p": a_pool()})
+    fleet = Fleet({"p": a_pool(minimum=0)})
     fleet.scaled("p", 1, 0.0)
     assert fleet.drained("p/0", 0.0) == [Retire(pool="p", engine="p/0")]
     fleet.up(EngineUp(engine="p/0", limits=LIMITS))
     assert statuses(fleet) == {}
+
+
+def test_a_pool_at_its_minimum_gets_another_engine_for_the_one_that_is_drained() -> None:
+    fleet = Fleet({"p": a_pool()})
+    fleet.scaled("p", 1, 0.0)
+    fleet.up(EngineUp(engine="p/0", limits=LIMITS))
+    assert fleet.drained("p/0", 0.0) == [Retire(pool="p", engine="p/0"), Launch(pool="p", engine="p/1")]
+    assert fleet.target("p") == 1
 
 
 def test_an_engine_has_the_limits_that_it_came_up_with() -> None:

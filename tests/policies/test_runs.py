@@ -188,7 +188,7 @@ def test_runs_beyond_the_limit_go_and_the_least_recently_seen_go_first() -> None
     for number in range(5):
         through(runs, a_step(number, run=f"r{number}"))
         assert len(runs) <= 3
-    assert [run.key[1] for run in runs] == ["r2", "r3", "r4"]
+    assert [run.key[2] for run in runs] == ["r2", "r3", "r4"]
 
 
 def test_entering_a_run_that_is_known_pushes_none_out() -> None:
@@ -213,4 +213,4 @@ def test_idle_runs_are_forgotten_as_others_come() -> None:
         through(runs, a_step(number, run=f"r{number}"), now=0.0)
     for number in range(20, 40):
         through(runs, a_step(number, run="late"), now=11.0)
-    assert [run.key[1] for run in runs] == ["late"]
+    assert [run.key[2] for run in runs] == ["late"]
