@@ -209,6 +209,9 @@ class AttachedServers:
                 return engine
         raise last or BackendError("every server of the pool is in use", trouble="refused", retryable=False)
 
+    async def ended(self, name: str) -> None:
+        await asyncio.Event().wait()  # a server that runs elsewhere is seen through its reports alone
+
     async def stop(self, name: str) -> None:
         self._taken.pop(name, None)
 

@@ -13,7 +13,6 @@ from backends.base import BackendError
 from gateway.attempts import Attempt
 from gateway.openai import sse
 from gateway.openai.errors import ApiError, broken, interrupted
-from gateway.runtime import Runtime, Ticket
 from policies.calls import Fate
 
 Json = dict[str, Any]
@@ -50,48 +49,63 @@ class Tokens:
         if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
             self.cached = details["cached_tokens"]
 
+    def add(self, other: Tokens) -> None:
+        """Add the usage of another answer to this one's."""
+        self.prompt += other.prompt
+        self.output += other.output
+        self.cached = (self.cached or 0) + (other.cached or 0)
 
-def finished(runtime: Runtime, ticket: Ticket, attempt: Attempt, tokens: Tokens, fate: Fate = "ok") -> None:
+    def usage(self) -> Json:
+        """The `usage` of a reply that the gateway puts together."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.output,
+            "total_tokens": self.prompt + self.output,
+            "prompt_tokens_details": {"cached_tokens": self.cached or 0},
+        }
+
+
+def finished(attempt: Attempt, tokens: Tokens, fate: Fate = "ok") -> None:
     """Report the end of an attempt that came to one."""
     outcome = attempt.outcome(
-        runtime.now(),
+        attempt.ticket.runtime.now(),
         fate=fate,
         prompt=tokens.prompt,
         output=tokens.output or tokens.events,
         cached=tokens.cached,
     )
-    ticket.finished(attempt.start.attempt, outcome)
+    attempt.ticket.finished(attempt.start.attempt, outcome)
 
 
 @contextmanager
-def cut_short(ticket: Ticket, attempt: Attempt) -> Iterator[None]:
+def cut_short(attempt: Attempt) -> Iterator[None]:
     """Report an attempt that breaks off inside the block, and raise what the client is told (ApiError)."""
     try:
         yield
     except BackendError as error:
-        ticket.failed(attempt.start.attempt, error.trouble, final=True)
+        attempt.ticket.failed(attempt.start.attempt, error.trouble, final=True)
         raise interrupted(str(error)) from error
     except ApiError:
-        ticket.failed(attempt.start.attempt, "broken", final=True)
+        attempt.ticket.failed(attempt.start.attempt, "broken", final=True)
         raise
 
 
-def whole_answer(runtime: Runtime, ticket: Ticket, attempt: Attempt) -> Tokens:
+def whole_answer(attempt: Attempt) -> Tokens:
     """Report the end of an attempt whose body is there, and say what it used. Raises ApiError 502 for no JSON."""
     tokens = Tokens()
     if attempt.status == 200:
         try:
             document = orjson.loads(attempt.body)
         except orjson.JSONDecodeError:
-            ticket.failed(attempt.start.attempt, "broken", final=True)
+            attempt.ticket.failed(attempt.start.attempt, "broken", final=True)
             raise broken("the engine's answer is not valid JSON") from None
         tokens.read(document.get("usage") if isinstance(document, dict) else None)
-    finished(runtime, ticket, attempt, tokens, "ok" if attempt.status == 200 else "error")
+    finished(attempt, tokens, "ok" if attempt.status == 200 else "error")
     return tokens
 
 
 def message_of(body: bytes) -> Json:
-    """The message in a whole chat reply. Raises ApiError 502 where there is none."""
+    """The message in a whole chat reply; its tool calls, if any, are a list of whatever. Raises ApiError 502."""
     document = orjson.loads(body)
     try:
         message = document["choices"][0]["message"]
@@ -99,6 +113,8 @@ def message_of(body: bytes) -> Json:
         message = None
     if not isinstance(message, dict):
         raise broken("the engine's answer holds no message")
+    if not isinstance(message.get("tool_calls"), list | None):
+        raise broken("the tool calls in the engine's answer are no list")
     return message
 
 
@@ -109,16 +125,6 @@ def refusal_of(body: bytes) -> str:
     except (orjson.JSONDecodeError, KeyError, TypeError):
         message = ""
     return message if isinstance(message, str) and message else "it did not say why"
-
-
-def usage(prompt: int, output: int, cached: int) -> Json:
-    """The `usage` of a reply that the gateway puts together; in tokens."""
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": output,
-        "total_tokens": prompt + output,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
 
 
 def as_event(chunk: Json) -> bytes:

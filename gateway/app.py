@@ -22,6 +22,7 @@ from gateway.openai.errors import (
     bad_request,
     headers_too_large,
     not_found,
+    shown,
     unavailable,
     wrong_method,
 )
@@ -45,13 +46,15 @@ class Edge:
     """What every request meets first: limits on its headers, the place that its path names, and the question of
     its key, before a byte of its body is read.
 
-    `/w/nl2sql/s/fix/v1/…` becomes `/v1/…`, with workflow and stage in the scope's state.
+    `/w/nl2sql/s/fix/v1/…` becomes `/v1/…`. The scope's state gets `place`, workflow and stage; `caller`; and
+    `path`, as the client sent it.
     """
 
     def __init__(self, app: Starlette, gateway: Gateway) -> None:
         self.app = app
         self._server = gateway.config.server
         self._access = gateway.access
+        self._directory = gateway.directory
         self._counts = gateway.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,17 +62,19 @@ class Edge:
             await self.app(scope, receive, send)
             return
         place, path = split_path(scope["path"])
+        state = {**scope.get("state", {}), "place": place, "path": scope["path"]}
         try:
             self._check(scope["headers"])
-            if path.startswith("/v1/"):
-                self._access.caller(scope["headers"])
+            if place is not None or path.startswith("/v1/"):
+                state["caller"] = self._access.caller(scope["headers"])
+                self._directory.check_place(place)
         except ApiError as error:
             self._counts.answered("edge", error.status, 0.0)
             await Out(send).fail(error)
             return
+        scope = {**scope, "state": state}
         if place is not None:
-            state = {**scope.get("state", {}), "place": place}
-            scope = {**scope, "path": path, "raw_path": path.encode(), "state": state}
+            scope |= {"path": path, "raw_path": path.encode()}
         await self.app(scope, receive, send)
 
     def _check(self, headers: list[tuple[bytes, bytes]]) -> None:
@@ -111,7 +116,6 @@ class _Raw:
 def _models(gateway: Gateway) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         try:
-            gateway.access.caller(request.scope["headers"])
             listed = [
                 {"id": name, "object": "model", "created": gateway.started, "owned_by": "cortex"}
                 for name in gateway.directory.models()
@@ -161,7 +165,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "").split(", ")
         return _error(wrong_method(request.method, allowed))
-    return _error(not_found("path", request.url.path))
+    message = f"no path named '{shown(request.state.path)}' (the API is under /v1; see /health, /ready, /metrics)"
+    return _error(ApiError(message, code="not_found"))
 
 
 def _json(document: object, status: int = 200) -> Response:

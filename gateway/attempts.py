@@ -15,7 +15,7 @@ from backends.base import BackendError, Reply, Request
 from gateway.openai import sse
 from gateway.openai.errors import ApiError, broken, refused, timeout, unavailable
 from gateway.runtime import RefusedCall, Runtime, Ticket
-from policies.calls import Fate, Outcome
+from policies.calls import Call, Fate, Outcome
 from policies.events import Start
 
 BODY_MOST = 64 * 1024 * 1024
@@ -26,6 +26,7 @@ BODY_MOST = 64 * 1024 * 1024
 class Attempt:
     """An engine that has begun to answer: with `body` whole, or with `held` events and more to come in `rest`."""
 
+    ticket: Ticket
     start: Start
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -49,6 +50,15 @@ class Attempt:
 
 
 @asynccontextmanager
+async def asked_of_a_pool(
+    runtime: Runtime, call: Call, request: Callable[[Start], Request], *, stream: bool
+) -> AsyncIterator[Attempt]:
+    """A call from its queue to the attempt that an engine has taken up, as `begun` has it."""
+    async with runtime.ticket(call) as ticket, begun(runtime, ticket, request, stream=stream) as attempt:
+        yield attempt
+
+
+@asynccontextmanager
 async def begun(
     runtime: Runtime, ticket: Ticket, request: Callable[[Start], Request], *, stream: bool
 ) -> AsyncIterator[Attempt]:
@@ -64,7 +74,7 @@ async def begun(
             raise explained(refusal, last) from last
         async with AsyncExitStack() as stack:
             try:
-                attempt = await _begin(runtime, stack, start, request(start), stream=stream)
+                attempt = await _begin(ticket, stack, start, request(start), stream=stream)
             except BackendError as error:
                 last = error
             else:
@@ -74,7 +84,8 @@ async def begun(
         ticket.failed(start.attempt, last.trouble, final=not last.retryable)
 
 
-async def _begin(runtime: Runtime, stack: AsyncExitStack, start: Start, request: Request, *, stream: bool) -> Attempt:
+async def _begin(ticket: Ticket, stack: AsyncExitStack, start: Start, request: Request, *, stream: bool) -> Attempt:
+    runtime = ticket.runtime
     engine = runtime.engines.get(start.engine)
     if engine is None:
         raise BackendError("the engine has gone", trouble="refused", retryable=True)
@@ -93,6 +104,7 @@ async def _begin(runtime: Runtime, stack: AsyncExitStack, start: Start, request:
             raise BackendError("the engine did not answer with JSON", trouble="broken", retryable=False)
         rest, held, body = None, [], await _whole(reply)
     return Attempt(
+        ticket=ticket,
         start=start,
         status=reply.status,
         headers=reply.headers,
@@ -114,7 +126,8 @@ def _judge(reply: Reply, request: Request) -> None:
     if status in (401, 403):
         raise BackendError("the engine does not let the gateway in", trouble="broken", retryable=True)
     if status == 504 and request.call.kind == "llm":
-        raise BackendError("the engine did not answer in time", trouble="timeout", retryable=False)
+        # As for a head that never came: nothing has gone out, and whoever said 504 has given the call up.
+        raise BackendError("the engine did not answer in time", trouble="timeout", retryable=True)
     if status != 200 and not 400 <= status < 500 and status != 504:
         raise BackendError("the engine failed inside", trouble="broken", retryable=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from gateway import units
@@ -107,8 +108,16 @@ def _named(slot: str, spec: PolicySpec) -> Named:
     known = parameters(slot, spec.name)
     params = dict(spec.params)
     weight = params.pop("weight", 1.0) if slot == "scorers" else 1.0
-    numbers = {key: _number(key, value, known.get(key, "")) for key, value in params.items()}
-    return Named(name=spec.name, params=tuple(numbers.items()), weight=_number("weight", weight, ""))
+    # Whatever the value of a parameter that does not exist: the catalog refuses it by its name.
+    numbers = {key: _number(key, value, known[key]) if key in known else math.nan for key, value in params.items()}
+    return Named(name=spec.name, params=tuple(numbers.items()), weight=_weight(weight))
+
+
+def _weight(value: object) -> float:
+    weight = _number("weight", value, "")
+    if weight < 0:
+        raise ValueError(f"weight: must not be negative, and is {value}")
+    return weight
 
 
 def _number(key: str, value: object, unit: str) -> float:

@@ -7,17 +7,19 @@ import asyncio
 import logging
 import os
 import runpy
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import uvloop
 
 from gateway.blueprints import complaint
 from gateway.compose import compose
-from gateway.config import ConfigError, load
-from gateway.listening import server
-from gateway.settings import Config
+from gateway.config import ConfigError, Override, load
+from gateway.listening import bound, server
+from gateway.settings import Config, DuckDb
+from gateway.yamlfile import spelled
 
 DEMO = Path("examples/nl2sql/demo.py")
 
@@ -59,29 +61,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+def read_config(path: Path, environ: Mapping[str, str] = os.environ, overrides: Sequence[Override] = ()) -> Config:
     """A configuration with its policies checked against the catalog. Raises ConfigError."""
-    return load(path, environ, complaint)
+    return load(path, environ, complaint, overrides)
 
 
 def _check(parsed: argparse.Namespace) -> int:
     config = read_config(parsed.file)
+    for warning in _missing_databases(config):
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{parsed.file}: ok ({len(config.pools)} pools, {len(config.workflows)} workflows)")
     return 0
 
 
+def _missing_databases(config: Config) -> Iterator[str]:
+    """Files that are not there yet: no mistake in the configuration, but nothing can be started over them."""
+    for name, pool in config.pools.items():
+        if isinstance(pool.backend, DuckDb):
+            for database, path in pool.backend.databases.items():
+                if not path.is_file():
+                    yield f"{spelled(('pools', name, 'backend', 'databases', database))}: no such file: {path}"
+
+
 def _serve(parsed: argparse.Namespace) -> int:
-    config = read_config(parsed.config)
-    changed = {name: value for name in ("host", "port") if (value := getattr(parsed, name)) is not None}
-    config = config.model_copy(update={"server": config.server.model_copy(update=changed)})
+    given = {name: getattr(parsed, name) for name in ("host", "port")}
+    overrides = [Override(f"--{name}", "server", name, value) for name, value in given.items() if value is not None]
+    config = read_config(parsed.config, overrides=overrides)
     _set_up_logs(config)
-    uvloop.run(_serve_until_told(config))
+    try:
+        # Before anything else is started: a port that is taken is the most common reason not to start at all.
+        listener = bound(config.server)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while ")[0]  # the rest is the address once more
+        print(f"cannot listen on {config.server.host}:{config.server.port}: {reason}", file=sys.stderr)
+        return 2
+    with listener:
+        uvloop.run(_serve_until_told(config, listener))
     return 0
 
 
-async def _serve_until_told(config: Config) -> None:
+async def _serve_until_told(config: Config, listener: socket.socket) -> None:
     gateway = await compose(config)
-    await server(gateway).serve()
+    await server(gateway).serve(sockets=[listener])
 
 
 def _set_up_logs(config: Config) -> None:
@@ -91,8 +112,9 @@ def _set_up_logs(config: Config) -> None:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    for noisy in ("uvicorn.error", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # Its warnings are about what clients send: garbage, or the wish for a WebSocket. Each is answered, none is news.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 def _demo(parsed: argparse.Namespace) -> int:

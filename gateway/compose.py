@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -57,22 +57,12 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         journal=journal,
         watchers=(metrics.watch,),
     )
-    intake = Intake(config=config, access=access, directory=directory, clock=clock, named=metrics.named)
-    stores = {name: pool.backend for name, pool in config.pools.items() if isinstance(pool.backend, DuckDb)}
-    parsers = {name: Parser() for name in stores}
-    houses = {name: _warehouse(name, settings, parsers[name]) for name, settings in stores.items()}
+    intake = Intake(config=config, directory=directory, clock=clock, named=metrics.named)
+    parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
+    houses = _warehouses(config, parsers)
     desk = Desk(runtime=runtime, intake=intake, warehouses=houses, count=metrics.sql_answered)
     door = Door(counts=metrics, limits=config.limits, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
-    walker = Walker(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
-    intercept = Intercept(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
-    relay = Relay(
-        config=config,
-        runtime=runtime,
-        intake=intake,
-        door=door,
-        specials=((lambda inbound: inbound.workflow is not None, walker), (intercept.applies, intercept)),
-    )
     gateway = Gateway(
         config=config,
         access=access,
@@ -81,7 +71,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         monitor=monitor,
         metrics=metrics,
         door=door,
-        relay=relay,
+        relay=_relay(config, plan, runtime=runtime, intake=intake, desk=desk, door=door),
         sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
         admin=AdminApi(access=access, runtime=runtime, monitor=monitor),
         openers=tuple(parser.start for parser in parsers.values()),
@@ -89,6 +79,18 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     )
     metrics.refresh = gateway.measure
     return gateway
+
+
+def _relay(config: Config, plan: Blueprint, *, runtime: Runtime, intake: Intake, desk: Desk, door: Door) -> Relay:
+    walker = Walker(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
+    intercept = Intercept(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
+    return Relay(
+        config=config,
+        runtime=runtime,
+        intake=intake,
+        door=door,
+        specials=((lambda inbound: inbound.workflow is not None, walker), (intercept.applies, intercept)),
+    )
 
 
 def _journal(config: Config, plan: Blueprint) -> Journal | None:
@@ -125,6 +127,11 @@ def _connect(session: aiohttp.ClientSession) -> Callable[[str], Engine]:
 def _options(backend: Emulated) -> EmulatedOptions:
     settings = backend.model_dump(exclude={"name"})
     return EmulatedOptions(**{**settings, "script": str(backend.script) if backend.script else None})
+
+
+def _warehouses(config: Config, parsers: Mapping[str, Parser]) -> dict[str, Warehouse]:
+    stores = {name: pool.backend for name, pool in config.pools.items() if isinstance(pool.backend, DuckDb)}
+    return {name: _warehouse(name, settings, parsers[name]) for name, settings in stores.items()}
 
 
 def _warehouse(name: str, settings: DuckDb, parser: Parser) -> Warehouse:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,19 +14,35 @@ from gateway.fields import MISSING, Folder, PolicySpec
 from gateway.settings import Config, PoolPolicies
 from gateway.yamlfile import ConfigError, Document, Place, read
 
-__all__ = ["Config", "ConfigError", "PolicyCheck", "PolicySpec", "load"]
+__all__ = ["Config", "ConfigError", "Override", "PolicyCheck", "PolicySpec", "load"]
 
 PolicyCheck = Callable[[str, PolicySpec], str | None]
 """What is wrong with a policy in a slot (`priority`, `admission`, `filters`, `scorers`, `picker`), or None."""
 
 
-def load(path: Path, environ: Mapping[str, str], check: PolicyCheck | None = None) -> Config:
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A value that an option of the command line (`--port`) puts in the place of the file's own."""
+
+    option: str
+    section: str
+    key: str
+    value: object
+
+
+def load(
+    path: Path,
+    environ: Mapping[str, str],
+    check: PolicyCheck | None = None,
+    overrides: Sequence[Override] = (),
+) -> Config:
     """Read and check a configuration. Raises ConfigError for the first mistake, by line.
 
     What each key holds is checked first, then what must agree between keys, then the policies by `check`.
-    Prompts are read here; databases are not touched.
+    Overrides are checked as what stands in the file is; an error in one names its option. Prompts are read here;
+    databases are not touched.
     """
-    document = read(path, environ)
+    document = _overridden(read(path, environ), overrides)
     try:
         config = Config.model_validate(document.tree, context=Folder(path.absolute().parent))
     except ValidationError as error:
@@ -36,6 +53,19 @@ def load(path: Path, environ: Mapping[str, str], check: PolicyCheck | None = Non
     if check and (complaints := list(_policy_faults(config, check))):
         raise _first(document, complaints)
     return config
+
+
+def _overridden(document: Document, overrides: Sequence[Override]) -> Document:
+    tree, lines = dict(document.tree), dict(document.lines)
+    options: dict[Place, str] = {}
+    for one in overrides:
+        section = tree.get(one.section, {})
+        if isinstance(section, dict):  # anything else is refused as the section that it is not
+            tree[one.section] = {**section, one.key: one.value}
+            place = (one.section, one.key)
+            lines |= {place[:1]: document.line(place[:1]), place: document.line(place)}
+            options[place] = one.option
+    return replace(document, tree=tree, lines=lines, overridden=options)
 
 
 def _first(document: Document, found: Iterable[Fault]) -> ConfigError:

@@ -6,11 +6,13 @@ import ipaddress
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 
-from gateway.settings import Config, DuckDb, Edge, Pool, Stage, Vllm, Workflow
+from gateway.settings import Config, DuckDb, Edge, Emulated, Pool, Stage, Vllm, Workflow
 from gateway.yamlfile import Place
 from policies.workflow import START
 
 Fault = tuple[Place, str]
+KV_LEAST = 1024
+"""Tokens that an emulated engine must hold: with fewer, hardly any prompt of an agent would ever fit."""
 
 
 def faults(config: Config) -> Iterator[Fault]:
@@ -52,6 +54,8 @@ def _server(config: Config) -> Iterator[Fault]:
         seen[entry.key] += 1
         if seen[entry.key] == 2:
             yield (*place, "key"), "the same key stands further up"
+        if entry.key == config.admin.token:
+            yield (*place, "key"), "is the admin token: a client would have the admin API"
         if entry.workflow is not None and entry.workflow not in config.workflows:
             yield (*place, "workflow"), _unknown("workflow", entry.workflow, config.workflows)
         if entry.priority.min > entry.priority.max:
@@ -81,6 +85,8 @@ def _pool(config: Config, name: str) -> Iterator[Fault]:
 
 def _engines(pool: Pool, place: Place) -> Iterator[Fault]:
     engines = pool.engines
+    if isinstance(pool.backend, Emulated):
+        yield from _emulated(pool.backend, (*place, "backend"))
     if isinstance(pool.backend, Vllm):
         urls = pool.backend.attach
         for index, url in enumerate(urls):
@@ -93,6 +99,20 @@ def _engines(pool: Pool, place: Place) -> Iterator[Fault]:
     if not engines.min <= engines.start <= engines.max:
         message = f"must be min <= start <= max, not {engines.min}, {engines.start}, {engines.max}"
         yield (*place, "engines"), message
+
+
+def _emulated(backend: Emulated, place: Place) -> Iterator[Fault]:
+    capacity = backend.num_gpu_blocks * backend.block_size
+    if capacity < KV_LEAST:
+        key = "num_gpu_blocks" if "num_gpu_blocks" in backend.model_fields_set else "block_size"
+        yield (*place, key), f"the blocks hold {capacity} tokens in all, and an engine needs {KV_LEAST}"
+    if backend.max_num_batched_tokens < backend.max_num_seqs:
+        key = "max_num_seqs" if "max_num_seqs" in backend.model_fields_set else "max_num_batched_tokens"
+        message = (
+            f"max_num_batched_tokens ({backend.max_num_batched_tokens}) must not be below max_num_seqs "
+            f"({backend.max_num_seqs}): each sequence needs one a step"
+        )
+        yield (*place, key), message
 
 
 def _cannot_lend(config: Config, name: str, other: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.identity import Identity, Place
-from gateway.openai.errors import bad_request, not_found
+from gateway.openai.errors import ApiError, bad_request, not_found
 from gateway.settings import DEFAULT_POOL, Config, Stage, Workflow
 
 WHOLE = "workflow/"
@@ -51,20 +51,21 @@ class Directory:
             return None
         workflow = self._config.workflows.get(model.removeprefix(WHOLE))
         if workflow is None or not workflow.stages:
-            raise not_found("model", model, self.models())
+            raise self._no_model(model)
         if mute := _mute(workflow):
             raise bad_request(f"{model!r} cannot be walked: its stage {mute!r} has no prompt", param="model")
         return workflow
 
-    def check_place(self, place: Place | None) -> None:
-        """Refuse a path that names what does not exist. Raises ApiError 404."""
+    def check_place(self, place: Place | None, *, model: bool = False) -> None:
+        """Refuse a path, or with `model` a model's name, that names what does not exist. Raises ApiError 404."""
         if place is None:
             return
         workflow = self._config.workflows.get(place.workflow)
         if workflow is None:
             raise not_found("workflow", place.workflow, self._config.workflows)
         if place.stage and place.stage not in workflow.stages:
-            raise not_found("stage", place.stage, workflow.stages)
+            offered = [name for name, stage in workflow.stages.items() if stage.kind == "llm" or not model]
+            raise not_found("stage", place.stage, offered)
 
     def target(self, identity: Identity, model: str) -> Target:
         """The pool for a call to a model. Raises ApiError: 404 for the model, 400 for a stage that has none."""
@@ -84,6 +85,9 @@ class Directory:
         spec = self._config.workflows.get(workflow)
         return spec.stages.get(stage) if spec is not None else None
 
+    def _no_model(self, model: str) -> ApiError:
+        return not_found("model", model, [*self.models(), *self._config.models])
+
     def _pool_of(self, model: str) -> str:
         workflow, _, stage = model.partition("/")
         known = self.stage(workflow, stage)
@@ -91,7 +95,7 @@ class Directory:
             return known.pool
         pool = self._by_model.get(model) or self._config.alias(model) or (model if model in self._pools else None)
         if pool is None:
-            raise not_found("model", model, self.models())
+            raise self._no_model(model)
         return pool
 
 

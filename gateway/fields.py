@@ -156,7 +156,7 @@ def _template(value: object, info: ValidationInfo) -> object:
 
 
 def _url(value: str) -> str:
-    """The address of a server without a path's end that every client adds by itself."""
+    """The address of a server without the `/v1` that stands in the path of every request already."""
     try:
         parts = urlsplit(value)
         known = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -166,7 +166,10 @@ def _url(value: str) -> str:
         raise ValueError("must be an address such as http://gpu-a:8000")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must be a plain address, without user, query or fragment; give a key as api_key")
-    return value.rstrip("/").removesuffix("/v1")
+    base = value.rstrip("/").removesuffix("/v1")
+    if "v1" in urlsplit(base).path.split("/"):
+        raise ValueError("must be the server's address, such as http://gpu-a:8000, and not that of one of its paths")
+    return base
 
 
 def _pattern(value: object) -> object:

@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from backends.base import Request
 from gateway import headers as names
-from gateway.access import Access, Caller
+from gateway.access import Caller
 from gateway.directory import WHOLE, Directory, Target
 from gateway.identity import Identity, Place, alias_place, read_identity
 from gateway.openai.errors import ill_formed
@@ -80,13 +80,11 @@ class Intake:
         self,
         *,
         config: Config,
-        access: Access,
         directory: Directory,
         clock: Callable[[], float],
         named: Callable[[str], None],
     ) -> None:
         self._config = config
-        self._access = access
         self._directory = directory
         self._now = clock
         self._named = named
@@ -97,16 +95,15 @@ class Intake:
         self._ordered = {n: not isinstance(p.backend, Vllm) or p.backend.priority for n, p in config.pools.items()}
 
     def asked(self, scope: Scope, body: Mapping[str, object] | None, *, model: str = "") -> Asked:
-        """Who asks, and for what run and stage. Raises ApiError."""
+        """Who asks, and for what run and stage. Raises ApiError. The scope's state is as `Edge` leaves it."""
         headers: Pairs = scope["headers"]
-        caller = self._access.caller(headers)
-        place: Place | None = scope.get("state", {}).get("place")
-        self._directory.check_place(place)
+        caller: Caller = scope["state"]["caller"]
+        place: Place | None = scope["state"]["place"]
         alias = alias_place(model, self._directory.workflows)
         if model.startswith(WHOLE):
             alias = Place(model.removeprefix(WHOLE))
         else:
-            self._directory.check_place(alias)
+            self._directory.check_place(alias, model=True)
         identity = read_identity(headers, body, path=place, alias=alias, key_default=caller.default)
         self._named(identity.source)
         return Asked(

@@ -1,19 +1,22 @@
 """SQL tool calls that the gateway runs itself: held back, run in the SQL pool, and the conversation continued.
 
 The client sees one message: what the turns said, in order, under one id, with their usage added up. The outcome
-of a tool selects the stage, and so the pool, of the next turn. A turn that calls a tool of the client's too, or
-that comes after the loop bound, passes whole and unexecuted.
+of a tool selects the stage, and so the pool, of the next turn. A turn passes whole and unexecuted where one of its
+calls is not the gateway's to run, and where no outcome could be continued; where the outcome that came is one whose
+stage has reached its bound, the turn passes whole though its statements, which change nothing, have been run.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import orjson
 
-from backends.base import Request
 from gateway import headers as names
 from gateway.answers import (
     Tokens,
@@ -22,26 +25,28 @@ from gateway.answers import (
     finished,
     message_of,
     refusal_of,
-    usage,
     whole_answer,
 )
 from gateway.asgi import Out
-from gateway.attempts import Attempt, begun
+from gateway.attempts import Attempt, asked_of_a_pool
 from gateway.directory import Target
 from gateway.intake import Asked, Inbound, Intake
 from gateway.openai import sse
 from gateway.openai.errors import interrupted
 from gateway.openai.payload import parse
+from gateway.openai.prompt import text_of
 from gateway.openai.splice import edit
-from gateway.runtime import Runtime, Ticket
+from gateway.runtime import Runtime
 from gateway.settings import Config
 from gateway.tools import Answer, Desk
 from policies.calls import Fate, Outcome
-from policies.events import Start
-from policies.workflow import Workflow
+from policies.workflow import Stage, Workflow
 
 TURNS_MOST = 16
 """Turns of one request, whatever the loop bounds of its stages say."""
+CALLS_MOST = 16
+"""Tool calls of one turn that are run: they run side by side, and one client must not fill the queue by one turn."""
+_ENDS: tuple[Fate, ...] = ("ok", "error", "empty", "timeout")
 
 Json = dict[str, Any]
 
@@ -64,21 +69,11 @@ class Talk:
     """One request's turns so far: the conversation, where it stands, what was said and used."""
 
     inbound: Inbound
-    visits: dict[str, int] = field(default_factory=dict)
+    visits: Counter[str] = field(default_factory=Counter)
     turns: int = 0
     id: object = None
     said: list[str] = field(default_factory=list)
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-
-    def add(self, tokens: Tokens) -> None:
-        self.prompt_tokens += tokens.prompt
-        self.output_tokens += tokens.output
-        self.cached_tokens += tokens.cached or 0
-
-    def usage(self) -> Json:
-        return usage(self.prompt_tokens, self.output_tokens, self.cached_tokens)
+    tokens: Tokens = field(default_factory=Tokens)
 
 
 class Intercept:
@@ -113,25 +108,45 @@ class Intercept:
         while True:
             turn = await self._turn(talk, out)
             calls = turn.message.get("tool_calls") or []
-            ours = self._ours(talk.inbound)
-            if not calls or any(_name(call) not in ours for call in calls) or talk.turns >= TURNS_MOST:
+            if not self._can_go_on(talk, calls):
                 return await self._end(talk, turn, out)
-            answers = [await self._run(talk, call) for call in calls]
-            stage = self._next_stage(talk, answers)
+            answers = await self._run(talk, calls)
+            stage = self._next_stage(talk, next((answer.fate for answer in answers if answer.fate != "ok"), "ok"))
             if stage is None:
                 return await self._end(talk, turn, out)
             self._continue(talk, stage, turn.message, answers)
 
-    async def _run(self, talk: Talk, call: Json) -> Answer:
-        workflow, stage = self._graphs.get(talk.inbound.asked.identity.workflow), talk.inbound.call.stage
-        tool_stage = workflow.following(stage, "ok") if workflow is not None else None
-        known = self._config.workflows[workflow.name].stages.get(tool_stage or "") if workflow is not None else None
-        sql_stage = tool_stage if known is not None and known.kind == "sql" and tool_stage else "execute"
-        database = known.database if known is not None else None
-        function = call["function"]
-        return await self._desk.call(
-            talk.inbound.asked, function["name"], function["arguments"], stage=sql_stage, database=database
-        )
+    def _can_go_on(self, talk: Talk, calls: list[object]) -> bool:
+        """Whether these calls are the gateway's to run, and some outcome of theirs can be continued."""
+        ours = self._ours(talk.inbound)
+        if talk.turns >= TURNS_MOST or not 0 < len(calls) <= CALLS_MOST:
+            return False
+        if any(_name(call) not in ours for call in calls):
+            return False
+        tool = self._sql_stage(talk.inbound)
+        if tool is not None and talk.visits[tool.name] >= tool.visits:
+            return False
+        return any(self._next_stage(talk, fate) is not None for fate in _ENDS)
+
+    async def _run(self, talk: Talk, calls: list[Json]) -> list[Answer]:
+        """Run the calls side by side; their answers in order. Where one gets none (ApiError), the others end too."""
+        asked, tool = talk.inbound.asked, self._sql_stage(talk.inbound)
+        stage, database = "execute", None
+        if tool is not None:
+            stage, database = tool.name, self._config.workflows[asked.identity.workflow].stages[tool.name].database
+            talk.visits[stage] += 1
+        functions = [call["function"] for call in calls]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(
+                        self._desk.call(asked, one["name"], one["arguments"], stage=stage, database=database)
+                    )
+                    for one in functions
+                ]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # as a single call would have failed
+        return [task.result() for task in tasks]
 
     def _ours(self, inbound: Inbound) -> frozenset[str]:
         """The offered tools that the gateway runs for this call; none where there is no database to run them in."""
@@ -147,26 +162,30 @@ class Intercept:
             and (identity.tools or modes.get(name, "pass")) == "intercept"
         )
 
-    def _next_stage(self, talk: Talk, answers: list[Answer]) -> str | None:
-        """Where the conversation goes on; None when the stage's loop bound is reached."""
+    def _sql_stage(self, inbound: Inbound) -> Stage | None:
+        """The stage that the tools stand for: the one that follows the model's in the graph, where that is SQL."""
+        graph = self._graphs.get(inbound.asked.identity.workflow)
+        name = graph.following(inbound.call.stage, "ok") if graph is not None else None
+        stage = graph.stages[name] if graph is not None and name is not None else None
+        return stage if stage is not None and stage.kind == "sql" else None
+
+    def _next_stage(self, talk: Talk, fate: Fate) -> str | None:
+        """Where the conversation goes on when its tools end like this; None at that stage's loop bound."""
         here = talk.inbound.call.stage
         graph = self._graphs.get(talk.inbound.asked.identity.workflow)
-        fate: Fate = next((answer.fate for answer in answers if answer.fate != "ok"), "ok")
-        stage, bound = here, TURNS_MOST
-        if graph is not None and here in graph.stages:
-            tool = graph.following(here, "ok")
-            after = graph.following(tool, fate) if tool is not None else None
-            if after is not None and graph.stages[after].kind == "llm":
-                stage = after
-            bound = graph.stages[stage].visits
-        talk.visits[stage] = talk.visits.get(stage, 0) + 1
-        return stage if talk.visits[stage] <= bound else None
+        if graph is None or here not in graph.stages:
+            return here  # only TURNS_MOST is known to bound it
+        tool = self._sql_stage(talk.inbound)
+        after = graph.following(tool.name, fate) if tool is not None else None
+        stage = after if after is not None and graph.stages[after].kind == "llm" else here
+        return stage if talk.visits[stage] < graph.stages[stage].visits else None
 
     def _continue(self, talk: Talk, stage: str, message: Json, answers: list[Answer]) -> None:
         """Make the next turn's call: the conversation with the tool calls and their answers appended."""
         inbound = talk.inbound
+        talk.visits[stage] += 1
         if not inbound.payload.stream:
-            talk.said.append(message.get("content") or "")
+            talk.said.append(text_of(message.get("content")))
         results = [
             {"role": "tool", "tool_call_id": call["id"], "content": answer.body.decode()}
             for call, answer in zip(message["tool_calls"], answers, strict=True)
@@ -186,32 +205,23 @@ class Intercept:
         inbound, stream = talk.inbound, talk.inbound.payload.stream
         body = self._intake.upstream_body(inbound)
         talk.turns += 1
-
-        def request(start: Start) -> Request:
-            return self._intake.request(inbound.asked, inbound.call, "chat", body, start, stream=stream)
-
-        async with (
-            self._runtime.ticket(inbound.call) as ticket,
-            begun(self._runtime, ticket, request, stream=stream) as attempt,
-        ):
+        request = partial(self._intake.request, inbound.asked, inbound.call, "chat", body, stream=stream)
+        async with asked_of_a_pool(self._runtime, inbound.call, request, stream=stream) as attempt:
             headers = [*names.reply(attempt.headers), *inbound.asked.reply_headers(attempt.start)]
             if attempt.rest is not None:
-                return await self._streamed(talk, ticket, attempt, headers, out)
-            tokens = whole_answer(self._runtime, ticket, attempt)
-        talk.add(tokens)
+                return await self._streamed(talk, attempt, headers, out)
+            talk.tokens.add(whole_answer(attempt))
         if attempt.status != 200 and out.started:
             raise interrupted(f"the engine refused to go on: {refusal_of(attempt.body)}")
         message = message_of(attempt.body) if attempt.status == 200 else {}
         return Turn(message, attempt.status, headers, attempt.body)
 
-    async def _streamed(
-        self, talk: Talk, ticket: Ticket, attempt: Attempt, headers: list[tuple[str, str]], out: Out
-    ) -> Turn:
+    async def _streamed(self, talk: Talk, attempt: Attempt, headers: list[tuple[str, str]], out: Out) -> Turn:
         assert attempt.rest is not None
         turn = Turn({}, attempt.status, headers)
         if not out.started:
             await out.begin(attempt.status, [*headers, ("cache-control", "no-cache")])
-        with cut_short(ticket, attempt):
+        with cut_short(attempt):
             for event in attempt.held:
                 await self._take(talk, turn, event, out)
             async for batch in attempt.rest:
@@ -219,8 +229,8 @@ class Intercept:
                     await self._take(talk, turn, event, out)
             if not turn.tokens.done:
                 raise interrupted()
-        finished(self._runtime, ticket, attempt, turn.tokens)
-        talk.add(turn.tokens)
+        finished(attempt, turn.tokens)
+        talk.tokens.add(turn.tokens)
         turn.message = turn.whole.message()
         return turn
 
@@ -228,12 +238,13 @@ class Intercept:
         """Take in one event of a turn: its text goes out at once, under the id of the first turn."""
         turn.tokens.count(event)
         turn.whole.add(event)
-        chunk = sse.chunk_of(event)
-        if chunk is None or not chunk.get("choices"):
-            return
-        talk.id = chunk["id"] = talk.id or chunk.get("id")
-        choice = chunk["choices"][0]
-        delta = choice.get("delta") or {}
+        chunk = sse.chunk_of(event) or {}
+        match chunk.get("choices"):
+            case [dict() as choice, *_]:
+                talk.id = chunk["id"] = talk.id or chunk.get("id")
+            case _:
+                return
+        delta = choice["delta"] = choice["delta"] if isinstance(choice.get("delta"), dict) else {}
         if talk.turns > 1:
             delta.pop("role", None)
         if delta.get("tool_calls") or choice.get("finish_reason"):
@@ -253,7 +264,7 @@ class Intercept:
             return body
         last = b"".join(map(as_event, turn.held))
         if first.include_usage and turn.held:
-            last += as_event({**turn.held[-1], "choices": [], "usage": talk.usage()})
+            last += as_event({**turn.held[-1], "choices": [], "usage": talk.tokens.usage()})
         return last + sse.DONE
 
 
@@ -261,10 +272,10 @@ def _merged(talk: Talk, turn: Turn) -> bytes:
     """The last turn's reply with what earlier turns said before it, their id and all their usage."""
     document: Json = orjson.loads(turn.body)
     talk.id = talk.id or document.get("id")
-    said = [*talk.said, turn.message.get("content") or ""]
+    said = [*talk.said, text_of(turn.message.get("content"))]
     message = {**turn.message, "content": "".join(said) or None}
     document["choices"][0]["message"] = message
-    return orjson.dumps({**document, "id": talk.id, "usage": talk.usage()})
+    return orjson.dumps({**document, "id": talk.id, "usage": talk.tokens.usage()})
 
 
 def _going_on(asked: Asked) -> Asked:
@@ -274,7 +285,7 @@ def _going_on(asked: Asked) -> Asked:
 def _name(call: object) -> str:
     """The function that a tool call names; empty where the call is not formed so that it could be run."""
     match call:
-        case {"id": str(), "function": {"name": str(name), "arguments": str()}}:
+        case {"id": str(ident), "function": {"name": str(name), "arguments": str()}} if ident:
             return name
         case _:
             return ""

@@ -65,7 +65,11 @@ class Journal:
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Raises OSError where the file cannot be opened."""
+        """An earlier journal at this path is kept as `PATH.1`. Raises OSError where the file cannot be opened."""
+        if path.is_file():  # and not a device or a pipe
+            earlier = path.with_name(f"{path.name}.1")
+            path.replace(earlier)
+            _log.info("the earlier journal is now %s", earlier)
         self._file = path.open("wb", buffering=0)
         self._held: list[bytes] = []
         self._held_bytes = 0

@@ -16,11 +16,20 @@ import uvicorn
 
 from gateway.app import create_app
 from gateway.gateway import Gateway
+from gateway.settings import Server
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 KEEP_ALIVE = 75
 """Seconds that a client's idle connection is kept: longer than its own pool does, so that it closes first."""
+BACKLOG = 2048
+"""Connections that wait to be taken up; the kernel may allow fewer."""
 _log = logging.getLogger("cortex")
+
+
+def bound(settings: Server) -> socket.socket:
+    """The socket that a configuration asks for, listening already. Raises OSError where it cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
 
 
 def server(gateway: Gateway, *, signals: bool = True) -> uvicorn.Server:
@@ -32,12 +41,14 @@ def server(gateway: Gateway, *, signals: bool = True) -> uvicorn.Server:
             host=settings.host,
             port=settings.port,
             http="httptools",
+            ws="none",
             loop="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,  # nothing here asks who the last hop was
+            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=math.ceil(settings.graceful_shutdown),
         ),
@@ -59,6 +70,11 @@ class _Server(uvicorn.Server):
         if self.started:
             _log.info("listening on %s", address(self))
             _log.info("point your OpenAI client at  base_url=%s/v1", address(self))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        _log.info("stopping, %d calls open", self._gateway.door.inside)
+        await super().shutdown(sockets)
+        _log.info("stopped")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from backends.base import Request
 from gateway import headers as names
 from gateway.answers import Tokens, cut_short, finished, whole_answer
 from gateway.asgi import Out, read_body, while_present
-from gateway.attempts import Attempt, begun
+from gateway.attempts import Attempt, asked_of_a_pool
 from gateway.door import Door
 from gateway.intake import Inbound, Intake
 from gateway.openai.errors import ApiError, interrupted, timeout
 from gateway.openai.payload import Endpoint
-from gateway.runtime import Runtime, Ticket
+from gateway.runtime import Runtime
 from gateway.settings import Config
-from policies.events import Start
 
 
 class Special(Protocol):
@@ -84,32 +83,26 @@ class Relay:
         """Answer from one attempt. Returns the last piece of the body, to be sent when nobody watches any more."""
         asked, stream = inbound.asked, inbound.payload.stream
         body = self._intake.upstream_body(inbound)
-
-        def request(start: Start) -> Request:
-            return self._intake.request(asked, inbound.call, inbound.payload.endpoint, body, start, stream=stream)
-
-        async with (
-            self._runtime.ticket(inbound.call) as ticket,
-            begun(self._runtime, ticket, request, stream=stream) as attempt,
-        ):
+        request = partial(self._intake.request, asked, inbound.call, inbound.payload.endpoint, body, stream=stream)
+        async with asked_of_a_pool(self._runtime, inbound.call, request, stream=stream) as attempt:
             headers = [*names.reply(attempt.headers), *asked.reply_headers(attempt.start)]
             if attempt.rest is not None:
-                return await self._stream(ticket, attempt, [*headers, ("cache-control", "no-cache")], out)
-            whole_answer(self._runtime, ticket, attempt)
+                return await self._stream(attempt, [*headers, ("cache-control", "no-cache")], out)
+            whole_answer(attempt)
             await out.begin(attempt.status, [*headers, ("content-length", str(len(attempt.body)))])
             return attempt.body
 
-    async def _stream(self, ticket: Ticket, attempt: Attempt, headers: list[tuple[str, str]], out: Out) -> bytes:
+    async def _stream(self, attempt: Attempt, headers: list[tuple[str, str]], out: Out) -> bytes:
         tokens = Tokens()
         assert attempt.rest is not None
         await out.begin(attempt.status, headers)
-        with cut_short(ticket, attempt):
+        with cut_short(attempt):
             await _pass_on(attempt.held, tokens, out)
             async for batch in attempt.rest:
                 await _pass_on(batch, tokens, out)
             if not tokens.done:
                 raise interrupted()
-        finished(self._runtime, ticket, attempt, tokens)
+        finished(attempt, tokens)
         return b""
 
 

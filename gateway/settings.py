@@ -45,6 +45,7 @@ from policies.workflow import StageKind
 Outcome = Literal["ok", "error", "empty", "timeout"]
 Tool = Literal["execute_sql", "describe_tables"]
 DEFAULT_POOL = "default"
+MEMORY_LEAST = 16_000_000  # with half as much, a join of a small table already fails
 
 
 class Server(Part):
@@ -137,7 +138,7 @@ class Emulated(Part):
     num_gpu_blocks: Count = 2048
     block_size: Count = 16
     max_num_seqs: Count = 64
-    max_model_len: Count = 32768
+    max_model_len: Annotated[Whole, Field(ge=2)] = 32768
     max_num_batched_tokens: Count = 2048
     prefill_rate: Annotated[Number, Field(gt=0)] = 8000.0
     decode_step: Seconds = 0.01
@@ -156,6 +157,13 @@ class DuckDb(Part):
     max_rows: Count = 1000
     max_bytes: Bytes = 1_000_000
     cache: BytesOrZero = 64_000_000
+
+    @field_validator("memory")
+    @classmethod
+    def _enough(cls, memory: int) -> int:
+        if memory < MEMORY_LEAST:
+            raise ValueError(f"must be at least {MEMORY_LEAST // 10**6}MB")
+        return memory
 
 
 Backend = Annotated[Vllm | Emulated | DuckDb, Field(discriminator="name")]

@@ -6,6 +6,7 @@ in the workflow's terms and a text that a model can repair its SQL by.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import orjson
 from backends.base import BackendError, Request
 from gateway.attempts import begun
 from gateway.intake import Asked, Intake
-from gateway.openai.errors import bad_request, not_found, unavailable
+from gateway.openai.errors import bad_request, not_found, timeout, unavailable
 from gateway.recall import Kept, Recall
 from gateway.runtime import Runtime
 from gateway.settings import DuckDb
@@ -25,7 +26,7 @@ from policies.sql import SqlRefused, Statement
 
 EXECUTE, DESCRIBE = "execute_sql", "describe_tables"
 NO_ROWS = "The statement ran but returned no rows."
-_FATES: Mapping[int, Fate] = {400: "error", 504: "timeout"}
+_FATES: Mapping[str, Fate] = {"ok": "ok", "empty": "empty", "error": "error", "timeout": "timeout"}
 
 
 class Reader(Protocol):
@@ -69,17 +70,20 @@ class Warehouse:
 
 
 class _Answers:
-    """Results kept as bytes, seen as answers."""
+    """Results kept as bytes, each behind its fate and a line feed, seen as answers."""
 
     def __init__(self, kept: Kept[Hashable, bytes]) -> None:
         self._kept = kept
 
     def get(self, key: Hashable) -> Answer | None:
-        body = self._kept.get(key)
-        return Answer(status=200, body=body, fate="empty" if _is_empty(body) else "ok") if body is not None else None
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        fate, _, body = kept.partition(b"\n")
+        return Answer(status=200, body=body, fate=_FATES[fate.decode()])
 
     def put(self, key: Hashable, value: Answer) -> None:
-        self._kept.put(key, value.body)
+        self._kept.put(key, value.fate.encode() + b"\n" + value.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +104,14 @@ class Desk:
         intake: Intake,
         warehouses: Mapping[str, Warehouse],
         count: Callable[[str], None],
+        total: float = 600.0,
     ) -> None:
+        """`total` bounds a statement with its time in the queue, in seconds."""
         self._runtime = runtime
         self._intake = intake
         self._warehouses = warehouses
         self._count = count
+        self._total = total
         self._recalls = {
             name: Recall[Hashable, Answer](
                 runtime=runtime, kept=_Answers(house.kept), outcome=_outcome, keep=lambda answer: answer.status == 200
@@ -138,7 +145,7 @@ class Desk:
             self._runtime.recalled(call, _outcome(answer, "cache"))
             return answer
         except BackendError as error:
-            raise unavailable("SQL cannot be read now", retry_after=error.retry_after or 1.0) from error
+            raise unavailable(f"SQL cannot be read now: {error}", retry_after=error.retry_after or 1.0) from error
         rows = min(limit or house.settings.max_rows, house.settings.max_rows)
         job = _Job(
             path="/sql/query",
@@ -194,18 +201,25 @@ class Desk:
         return Answer(status=answer.status, body=answer.body, fate=answer.fate, cache=found.cache, start=start)
 
     async def _run(self, house: Warehouse, call: Call, job: _Job) -> Answer:
-        timeout = house.settings.timeout
-        body = orjson.dumps({**job.members, "timeout": timeout})
+        try:
+            async with asyncio.timeout(self._total):
+                return await self._attempted(house, call, job)
+        except TimeoutError:
+            raise timeout(f"the statement took longer than {self._total:g} s", code="deadline_exceeded") from None
+
+    async def _attempted(self, house: Warehouse, call: Call, job: _Job) -> Answer:
+        allowed = house.settings.timeout
+        body = orjson.dumps({**job.members, "timeout": allowed})
 
         def request(start: Start) -> Request:
-            # The worker holds the deadline itself; this bounds only a worker that has gone deaf.
-            return Request(call=call, path=job.path, body=body, head_timeout=2 * timeout + 5.0)
+            # The worker holds the deadline itself; this bounds the wait for one that is being brought up again.
+            return Request(call=call, path=job.path, body=body, head_timeout=2 * allowed + 5.0)
 
         async with (
             self._runtime.ticket(call) as ticket,
             begun(self._runtime, ticket, request, stream=False) as attempt,
         ):
-            fate = _FATES.get(attempt.status, "empty" if _is_empty(attempt.body) else "ok")
+            fate = _FATES[dict(attempt.headers)["x-sql-outcome"]]
             outcome = attempt.outcome(self._runtime.now(), fate=fate, prompt=0, output=0, cached=None)
             ticket.finished(attempt.start.attempt, outcome)
             return Answer(status=attempt.status, body=attempt.body, fate=fate, cache="miss", start=attempt.start)
@@ -239,8 +253,3 @@ def _error(message: str, code: str) -> bytes:
 
 def _outcome(answer: Answer, source: Source) -> Outcome:
     return Outcome(fate=answer.fate, source=source)
-
-
-def _is_empty(body: bytes) -> bool:
-    """Whether a result has no row; the count stands behind the rows, near the end."""
-    return b'"row_count":0,' in body[-200:]

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import orjson
 
-from backends.base import Request
-from gateway.answers import message_of, usage, whole_answer
+from gateway.answers import Tokens, message_of, whole_answer
 from gateway.asgi import EVENT_STREAM, JSON, Out
-from gateway.attempts import begun
+from gateway.attempts import asked_of_a_pool
 from gateway.directory import WHOLE
 from gateway.intake import Asked, Inbound, Intake
 from gateway.openai.errors import bad_request
@@ -30,7 +31,6 @@ from gateway.settings import Config, Stage
 from gateway.tools import DESCRIBE, Answer, Desk
 from gateway.toolspecs import offered
 from policies.calls import Fate, Outcome
-from policies.events import Start
 from policies.workflow import Workflow
 
 TABLE_ROWS = 50
@@ -45,15 +45,10 @@ class Walk:
     """One run on its way through the graph: its variables, its visits, the tokens that it has used."""
 
     values: dict[str, str]
-    visits: dict[str, int] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
+    visits: Counter[str] = field(default_factory=Counter)
+    tokens: Tokens = field(default_factory=Tokens)
     path: list[tuple[str, Fate]] = field(default_factory=list)
     answer: str | None = None
-
-    def usage(self) -> Json:
-        return usage(self.prompt_tokens, self.output_tokens, self.cached_tokens)
 
 
 class Walker:
@@ -84,8 +79,8 @@ class Walker:
         pool = ""
         while stage is not None:
             spec = stages[stage]
-            visits = walk.visits[stage] = walk.visits.get(stage, 0) + 1
-            if visits > spec.visits:
+            walk.visits[stage] += 1
+            if walk.visits[stage] > spec.visits:
                 break
             if spec.render is not None:
                 walk.answer = spec.render.fill(walk.values)
@@ -136,20 +131,11 @@ class Walker:
         payload = self._payload(spec, spec.prompt.fill(walk.values))
         pool, call = spec.pool, self._intake.llm_call(asked, payload, spec.pool, stage=stage)
         body = self._intake.salted(payload.body, asked, pool)
-
-        def request(start: Start) -> Request:
-            return self._intake.request(asked, call, "chat", body, start, stream=False)
-
-        async with (
-            self._runtime.ticket(call) as ticket,
-            begun(self._runtime, ticket, request, stream=False) as attempt,
-        ):
-            tokens = whole_answer(self._runtime, ticket, attempt)
+        request = partial(self._intake.request, asked, call, "chat", body, stream=False)
+        async with asked_of_a_pool(self._runtime, call, request, stream=False) as attempt:
+            walk.tokens.add(whole_answer(attempt))
             if attempt.status != 200:
                 raise bad_request(f"the model of stage {stage!r} refused its prompt", param="model")
-        walk.prompt_tokens += tokens.prompt
-        walk.output_tokens += tokens.output
-        walk.cached_tokens += tokens.cached or 0
         return message_of(attempt.body)
 
     def _payload(self, spec: Stage, prompt: str) -> Payload:
@@ -183,7 +169,7 @@ class Walker:
                             "finish_reason": "stop",
                         }
                     ],
-                    "usage": walk.usage(),
+                    "usage": walk.tokens.usage(),
                     "workflow": self._told(walk, asked),
                 }
             )
@@ -195,7 +181,7 @@ class Walker:
         for line in content.splitlines(keepends=True):
             await out.write(chunks.content(line))
         last = chunks.finish()
-        return last + (chunks.usage(walk.usage()) if inbound.payload.include_usage else b"") + DONE
+        return last + (chunks.usage(walk.tokens.usage()) if inbound.payload.include_usage else b"") + DONE
 
     def _told(self, walk: Walk, asked: Asked) -> Json:
         """What the run did, for whoever wants to know: an extension of the reply that clients ignore."""

@@ -61,6 +61,8 @@ class Document:
     file: str
     tree: dict[str, object]
     lines: Mapping[Place, int]
+    overridden: Mapping[Place, str] = field(default_factory=dict)
+    """Places whose value is not the file's, and where it comes from instead: the name of an option."""
 
     def line(self, place: Place) -> int:
         """The line of `place`, or of the nearest thing around it that was written."""
@@ -69,6 +71,8 @@ class Document:
         return self.lines[place]
 
     def error(self, place: Place, message: str) -> ConfigError:
+        if place in self.overridden:
+            return ConfigError(message, file=self.overridden[place])
         return ConfigError(message, file=self.file, line=self.line(place), place=place)
 
 

@@ -1,19 +1,28 @@
-"""The answers of a worker: a status as three digits, then JSON, so that nobody parses a result to pass it on."""
+"""The answers of a worker: how it went as one word and a line feed, then JSON that nobody parses to pass it on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
 import orjson
 
+STATUS: Final[Mapping[str, int]] = MappingProxyType({"ok": 200, "empty": 200, "error": 400, "timeout": 504})
+"""The HTTP status of each outcome. `empty` is a result without a row."""
 
-def result(body: bytes) -> bytes:
-    return b"200" + body
+
+def result(body: bytes, *, empty: bool = False) -> bytes:
+    return (b"empty\n" if empty else b"ok\n") + body
 
 
 def failure(message: str, code: str) -> bytes:
-    """400 with the error; 504 where the code is `timeout`."""
-    status = b"504" if code == "timeout" else b"400"
-    return status + orjson.dumps({"error": {"message": message, "code": code}})
+    """The outcome is `timeout` where the code is, else `error`."""
+    outcome = b"timeout\n" if code == "timeout" else b"error\n"
+    return outcome + orjson.dumps({"error": {"message": message, "code": code}})
 
 
-def split(answer: bytes) -> tuple[int, bytes]:
-    return int(answer[:3]), answer[3:]
+def split(answer: bytes) -> tuple[str, bytes]:
+    """The outcome and the body."""
+    outcome, _, body = answer.partition(b"\n")
+    return outcome.decode(), body

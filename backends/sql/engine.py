@@ -19,14 +19,14 @@ GRACE: Final = 0.25
 """Seconds after its timeout in which a statement may still end by itself; then its process is killed."""
 
 _START: Final = 20.0
-_JSON: Final = (("content-type", "application/json"),)
 
 
 class SqlEngine:
     """One worker process, restarted when it was killed or died.
 
-    Replies: 200 a result; 400 an error of the statement; 504 a statement that took too long. A worker that dies of
-    a statement is a BackendError `crashed`, not retryable: the next worker would die of it too.
+    Replies: 200 a result; 400 an error of the statement; 504 a statement that took too long. The header
+    `x-sql-outcome` says which, and of a result whether it has rows: `ok`, `empty`, `error` or `timeout`. A worker
+    that dies of a statement is a BackendError `crashed`, not retryable: the next worker would die of it too.
     """
 
     def __init__(self, options: SqlOptions, *, breaker: Breaker | None = None) -> None:
@@ -47,13 +47,19 @@ class SqlEngine:
 
     async def start(self) -> None:
         """Bring the worker up. Raises BackendError."""
-        self._child = await self._spawn()
+        child = await self._spawn()
+        if self._closed:
+            await child.kill()
+            raise _closed()
+        self._child = child
 
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[Reply]:
         """Run the operation to its end. Leaving before stops the statement, by a kill where it does not obey.
 
-        Raises BackendError: `overloaded` while another statement runs, `refused` while there is no worker.
+        A worker that is down is waited for, `head_timeout` at most: a queue that were refused instead would be
+        offered call by call and be empty before the worker is back. Raises BackendError: `overloaded` while
+        another statement runs, `refused` when no worker came up.
         """
         try:
             task = read_task(request, self._options)
@@ -64,14 +70,17 @@ class SqlEngine:
             raise BackendError("the SQL worker is busy", trouble="overloaded", retryable=True)
         self._busy = True
         try:
-            answer = await self._run(task)
+            answer = await self._run(task, await self._ready(request.head_timeout))
         finally:
             self._busy = False
         yield _reply(answer)
 
     async def report(self) -> EngineReport:
         """Raises BackendError when there is no worker and none is coming at once."""
-        self._refuse_when_down()
+        if self._closed:
+            raise _closed()
+        if self._child is None and (left := self._breaker.left(time.monotonic())):
+            raise _down(left)
         counters = {"runs": self._runs, "kills": self._kills, "crashes": self._crashes}
         return EngineReport(running=int(self._busy), counters=counters)
 
@@ -84,9 +93,8 @@ class SqlEngine:
         if child is not None:
             await child.kill()
 
-    async def _run(self, task: Task) -> bytes:
+    async def _run(self, task: Task, child: Child) -> bytes:
         """The worker's answer, or one in its place where it was killed."""
-        child = await self._ready()
         self._runs += 1
         ask = asyncio.create_task(child.ask(task.to_json(), task.timeout + GRACE))
         ask.add_done_callback(_heard)
@@ -109,28 +117,20 @@ class SqlEngine:
         self._breaker.worked()
         return answer
 
-    async def _ready(self) -> Child:
+    async def _ready(self, timeout: float) -> Child:
         """A worker with nothing in hand. Waits for one that is being brought up. Raises BackendError `refused`."""
-        self._refuse_when_down()
-        await self._repaired()
-        if self._child is None or not self._child.alive:  # a pause is over, or it died with nothing in hand
-            self._begin(self._replace(self._child))
-            await self._repaired()
-            self._refuse_when_down()
-        if self._child is None:
-            raise BackendError("the SQL worker is starting", trouble="refused", retryable=True, retry_after=1.0)
-        return self._child
-
-    async def _repaired(self) -> None:
-        if self._repair is not None:
-            await asyncio.wait([self._repair], timeout=_START)
-
-    def _refuse_when_down(self) -> None:
-        if self._closed:
-            raise BackendError("the SQL worker is closed", trouble="refused", retryable=True)
-        left = self._breaker.left(time.monotonic())
-        if left and self._child is None:
-            raise BackendError("the SQL worker keeps failing", trouble="refused", retryable=True, retry_after=left)
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._closed:
+                    if self._repair is not None and not self._repair.done():
+                        await asyncio.wait([self._repair])  # it goes on when who waits for it leaves
+                    elif self._child is not None and self._child.alive:
+                        return self._child
+                    else:  # it died with nothing in hand
+                        self._begin(self._replace(self._child))
+        except TimeoutError:
+            raise _down(self._breaker.left(time.monotonic())) from None
+        raise _closed()
 
     def _begin(self, repair: Coroutine[None, None, None]) -> None:
         if self._closed:
@@ -149,11 +149,12 @@ class SqlEngine:
             await self._replace(child)
 
     async def _replace(self, child: Child | None) -> None:
-        """Bring up another worker. Gives up where the breaker asks for a pause; the next statement tries again."""
+        """Bring up another worker, however often that takes, with the pauses that the breaker asks for."""
         self._child = None
         if child is not None:
             await child.kill()
-        while self._child is None and not self._breaker.left(time.monotonic()):
+        while self._child is None:
+            await asyncio.sleep(self._breaker.left(time.monotonic()))
             try:
                 self._child = await self._spawn()
             except BackendError:
@@ -171,12 +172,19 @@ class SqlCluster:
         self._engines: dict[str, SqlEngine] = {}
 
     async def start(self, name: str) -> SqlEngine:
-        """Raises BackendError; the message names no file."""
-        await self.stop(name)
-        engine = SqlEngine(self._options)
-        await engine.start()
-        self._engines[name] = engine
+        """Raises BackendError, also when the name is taken; the message names no file."""
+        if name in self._engines:
+            raise BackendError(f"the engine {name} is there already", trouble="refused", retryable=False)
+        engine = self._engines[name] = SqlEngine(self._options)
+        try:
+            await engine.start()
+        except BaseException:
+            self._engines.pop(name, None)
+            raise
         return engine
+
+    async def ended(self, name: str) -> None:
+        await asyncio.Event().wait()  # a worker that ends is brought up again by its engine
 
     async def stop(self, name: str) -> None:
         engine = self._engines.pop(name, None)
@@ -184,8 +192,7 @@ class SqlCluster:
             await engine.aclose()
 
     async def aclose(self) -> None:
-        for name in list(self._engines):
-            await self.stop(name)
+        await asyncio.gather(*(self.stop(name) for name in list(self._engines)))
 
 
 def _heard(ask: asyncio.Task[bytes]) -> None:
@@ -194,9 +201,20 @@ def _heard(ask: asyncio.Task[bytes]) -> None:
         ask.exception()
 
 
+def _closed() -> BackendError:
+    return BackendError("the SQL worker is closed", trouble="refused", retryable=True)
+
+
+def _down(pause: float) -> BackendError:
+    return BackendError(
+        "the SQL worker keeps failing", trouble="refused", retryable=True, retry_after=max(1.0, pause)
+    )
+
+
 def _reply(answer: bytes) -> Reply:
-    status, body = answers.split(answer)
-    return Reply(status=status, headers=_JSON, chunks=_once(body))
+    outcome, body = answers.split(answer)
+    headers = (("content-type", "application/json"), ("x-sql-outcome", outcome))
+    return Reply(status=answers.STATUS[outcome], headers=headers, chunks=_once(body))
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

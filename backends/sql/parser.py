@@ -11,17 +11,25 @@ from backends.base import BackendError
 from backends.sql.process import Child, Service, serve
 from policies.sql import SqlRefused, Statement, check_text, read_statement
 
+WAITING_MOST: Final = 64
+"""Texts that wait to be read; at a timeout each, whoever came after them would have given up by then."""
+
 _START: Final = 20.0
 
 
 class Parser:
-    """`policies.sql.read_statement`, one text at a time, off the event loop. Starts its process when first used."""
+    """`policies.sql.read_statement`, one text at a time, off the event loop. Starts its process when first used.
 
-    def __init__(self, *, timeout: float = 2.0) -> None:
+    Honest texts of the greatest length take up to a quarter of a second; `timeout` is for the others.
+    """
+
+    def __init__(self, *, timeout: float = 0.5) -> None:
         self._timeout = timeout
         self._turn = asyncio.Lock()
         self._child: Child | None = None
-        self._reads: set[asyncio.Task[bytes]] = set()
+        self._reading: asyncio.Task[bytes] | None = None
+        self._waiting = 0
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -34,14 +42,13 @@ class Parser:
             await self._ready()
 
     async def read(self, text: str, dialect: str = "duckdb") -> Statement:
-        """Raises SqlRefused; BackendError when the helper process cannot be started."""
+        """Raises SqlRefused; BackendError `overloaded` when too many wait, else when there is no helper process."""
         check_text(text)
-        request = orjson.dumps([text, dialect])
+        await self._line_up()
         # The read goes on when its caller leaves: it is short, and its answer must not meet the next question.
-        read = asyncio.create_task(self._ask(request))
-        self._reads.add(read)
-        read.add_done_callback(self._reads.discard)
-        answer = orjson.loads(await asyncio.shield(read))
+        self._reading = asyncio.create_task(self._ask(orjson.dumps([text, dialect])))
+        self._reading.add_done_callback(lambda _: self._turn.release())
+        answer = orjson.loads(await asyncio.shield(self._reading))
         if "refused" in answer:
             raise SqlRefused(answer["refused"], answer["code"])
         return Statement(
@@ -53,21 +60,35 @@ class Parser:
 
     async def aclose(self) -> None:
         """End the process. Idempotent."""
-        for read in self._reads:
-            read.cancel()
-        await asyncio.gather(*self._reads, return_exceptions=True)
+        self._closed = True
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         await self._drop()
 
+    async def _line_up(self) -> None:
+        """Wait for the turn, in the caller's own task: whoever leaves is out of the line. Raises BackendError."""
+        if self._waiting >= WAITING_MOST:
+            raise BackendError(
+                "too many statements wait to be read", trouble="overloaded", retryable=True, retry_after=1.0
+            )
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+
     async def _ask(self, request: bytes) -> bytes:
-        async with self._turn:
-            child = await self._ready()
-            try:
-                return await child.ask(request, self._timeout)
-            except BackendError:
-                await self._drop()
-                raise SqlRefused("the statement is too complex to be read", "too_complex") from None
+        child = await self._ready()
+        try:
+            return await child.ask(request, self._timeout)
+        except BackendError:
+            await self._drop()
+            raise SqlRefused("the statement is too complex to be read", "too_complex") from None
 
     async def _ready(self) -> Child:
+        if self._closed:
+            raise BackendError("the reader of SQL is closed", trouble="refused", retryable=False)
         if self._child is not None and not self._child.alive:
             await self._drop()
         if self._child is None:

@@ -18,6 +18,10 @@ class NotAQuery(Exception):
     """The engine itself does not read the text as exactly one SELECT."""
 
 
+class TooLarge(Exception):
+    """Not even one row of the result fits."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """A statement that has passed `policies.sql`, and the most rows and bytes of rows that are wanted.
@@ -31,8 +35,8 @@ class Query:
     unlimited: bool = False
 
 
-def run_query(cursor: duckdb.DuckDBPyConnection, query: Query) -> bytes:
-    """The result as JSON. Raises NotAQuery and what DuckDB raises."""
+def run_query(cursor: duckdb.DuckDBPyConnection, query: Query) -> tuple[bytes, int]:
+    """The result as JSON, and how many rows it has. Raises NotAQuery, TooLarge and what DuckDB raises."""
     started = time.perf_counter()
     statements = cursor.extract_statements(query.sql)
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
@@ -48,16 +52,17 @@ def run_query(cursor: duckdb.DuckDBPyConnection, query: Query) -> bytes:
         rows, truncated = _fetch(cursor, sql, columns_of(kinds, exact=True), query)
     columns = [{"name": name, "type": type_name(kind)} for name, kind in described]
     elapsed = round((time.perf_counter() - started) * 1000, 3)
-    return (
+    body = (
         b'{"columns":%b,"rows":[%b],"row_count":%d,"truncated":%b,"elapsed_ms":%b}'
         % (orjson.dumps(columns), b",".join(rows), len(rows), orjson.dumps(truncated), orjson.dumps(elapsed))
     )  # fmt: skip
+    return body, len(rows)
 
 
 def _fetch(
     cursor: duckdb.DuckDBPyConnection, sql: str, columns: Sequence[Column], query: Query
 ) -> tuple[list[bytes], bool]:
-    """Encoded rows, and whether there were more than fit. Raises Inexact."""
+    """Encoded rows, and whether there were more than fit. Raises Inexact and TooLarge."""
     if any(column.cast for column in columns):
         # A subquery keeps the order of its rows here: nothing above it reorders them, on one thread.
         cursor.execute(f"SELECT {_projection(columns)} FROM ({sql}) AS result")  # noqa: S608
@@ -67,6 +72,8 @@ def _fetch(
         for row in batch:
             encoded = orjson.dumps(encode_row(columns, row))
             room -= len(encoded) + 1
+            if room < 0 and not rows:
+                raise TooLarge
             if room < 0 or len(rows) == query.limit:
                 return rows, True
             rows.append(encoded)

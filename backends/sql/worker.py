@@ -15,7 +15,7 @@ from backends.sql.describe import describe
 from backends.sql.failures import code_of, message_of
 from backends.sql.options import SqlOptions
 from backends.sql.process import Service, StartFailed, serve
-from backends.sql.run import NotAQuery, Query, run_query
+from backends.sql.run import NotAQuery, Query, TooLarge, run_query
 from backends.sql.stopper import Stopper
 
 
@@ -37,9 +37,12 @@ class Worker:
         try:
             database = self._databases[task["database"]]
             with database.cursor() as cursor, self._stopper.limit(cursor, task["timeout"]):
-                return answers.result(self._run(cursor, task))
+                return self._run(cursor, task)
         except NotAQuery:
             return answers.failure("only one query at a time may run", "refused")
+        except TooLarge:
+            message = f"a row of the result is larger than {task['max_bytes']} bytes: select fewer or shorter columns"
+            return answers.failure(message, "too_large")
         except (duckdb.FatalException, duckdb.InternalException):
             raise
         except (duckdb.Error, MemoryError, OSError) as error:
@@ -55,8 +58,8 @@ class Worker:
     @staticmethod
     def _run(cursor: duckdb.DuckDBPyConnection, task: dict[str, Any]) -> bytes:
         if task["op"] == "describe":
-            return describe(cursor, task["database"])
-        return run_query(
+            return answers.result(describe(cursor, task["database"]))
+        body, rows = run_query(
             cursor,
             Query(
                 sql=task["sql"],
@@ -65,6 +68,7 @@ class Worker:
                 unlimited=task["unlimited"],
             ),
         )
+        return answers.result(body, empty=rows == 0)
 
 
 def confine(address_space: int) -> None:

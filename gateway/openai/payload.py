@@ -17,9 +17,15 @@ Endpoint = Literal["chat", "completions"]
 Json = dict[str, Any]
 
 MAX_DEPTH = 64
+CONTAINERS_MOST = 100_000
+"""Objects and lists of one body, wherever they stand: what is unknown is scanned too, at a microsecond for each."""
 MODEL_CHARS = 256
+ITEMS_MOST = 10_000
+"""Messages with their parts and tool calls, and tools, or prompts, of one body: each costs microseconds on the event
+loop, so that ten times as many would hold up every other client for a good part of a second."""
 
 _CONTAINERS = frozenset((dict, list))
+_TOO_MANY = f"must not hold, with messages, their parts and tool calls, and tools, more than {ITEMS_MOST} items"
 
 
 class Denied(NamedTuple):
@@ -79,6 +85,9 @@ def parse(body: bytes, *, endpoint: Endpoint) -> Payload:
     if model is None:
         raise missing("model")
     chat = endpoint == "chat"
+    messages, prompt = (_messages(document), None) if chat else ((), _prompt(document))
+    tools = document.get("tools") or ()
+    _check_items(messages, tools)
     stream_options = document.get("stream_options") or {}
     return Payload(
         endpoint=endpoint,
@@ -87,9 +96,9 @@ def parse(body: bytes, *, endpoint: Endpoint) -> Payload:
         include_usage=stream_options.get("include_usage") is True,
         max_tokens=document.get("max_completion_tokens") or document.get("max_tokens"),
         n=document.get("n") or 1,
-        messages=_messages(document) if chat else (),
-        prompt=None if chat else _prompt(document),
-        tools=_tool_names(document.get("tools") or ()),
+        messages=messages,
+        prompt=prompt,
+        tools=_tool_names(tools),
         temperature=document.get("temperature"),
         seed=document.get("seed"),
         document=document,
@@ -111,13 +120,14 @@ def object_of(body: bytes) -> Json:
     if type(document) is not dict:
         raise bad_request("the body must be a JSON object", code="invalid_json")
     # Few brackets cannot nest deeply, and counting them costs less than walking.
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(document):
-        raise bad_request(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _check_shape(document)
     return document
 
 
-def _too_deep(document: Json) -> bool:
+def _check_shape(document: Json) -> None:
     level: list[Any] = [document]
+    held = 0
     for _ in range(MAX_DEPTH):
         deeper: list[Any] = []
         for node in level:
@@ -125,9 +135,12 @@ def _too_deep(document: Json) -> bool:
             if not _CONTAINERS.isdisjoint(map(type, members)):
                 deeper += [member for member in members if type(member) in _CONTAINERS]
         if not deeper:
-            return False
+            return
+        held += len(deeper)
+        if held > CONTAINERS_MOST:
+            raise bad_request(f"the body holds more than {CONTAINERS_MOST} objects and lists")
         level = deeper
-    return True
+    raise bad_request(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
 
 
 def _is_name(value: object) -> bool:
@@ -185,12 +198,25 @@ def _messages(document: Json) -> list[Json]:
         raise missing("messages")
     if type(messages) is not list or not messages:
         raise ill_formed("messages", "must be a list with at least one message")
+    if len(messages) > ITEMS_MOST:  # before they are looked at one by one
+        raise ill_formed("messages", _TOO_MANY)
     for index, message in enumerate(messages):
         if type(message) is not dict:
             raise ill_formed(f"messages[{index}]", "must be an object")
         if type(message.get("role")) is not str:
             raise ill_formed(f"messages[{index}].role", "must be a string")
     return messages
+
+
+def _check_items(messages: Sequence[Json], tools: Sequence[object]) -> None:
+    within = sum(
+        len(members)
+        for message in messages
+        for members in (message.get("content"), message.get("tool_calls"))
+        if type(members) is list
+    )
+    if len(messages) + within + len(tools) > ITEMS_MOST:
+        raise ill_formed("messages" if len(messages) + within >= len(tools) else "tools", _TOO_MANY)
 
 
 def _prompt(document: Json) -> str | list[Any]:
@@ -201,6 +227,8 @@ def _prompt(document: Json) -> str | list[Any]:
         return prompt
     if type(prompt) is list:
         kinds = set(map(type, prompt))
+        if kinds != {int} and len(prompt) > ITEMS_MOST:
+            raise ill_formed("prompt", f"must not hold more than {ITEMS_MOST} prompts")
         if kinds == {str} or _are_tokens(prompt):
             return prompt
         if kinds == {list} and all(map(_are_tokens, prompt)):

@@ -138,7 +138,7 @@ class Assembler:
                 self._add_delta(choice.get("delta"))
 
     def tool_calls(self) -> list[Json]:
-        """The tool calls in the order of their indexes, as a message has them."""
+        """The tool calls in the order of their indexes, as a message has them; `arguments` null if not all text."""
         return [self._calls[index].whole() for index in sorted(self._calls)]
 
     def message(self) -> Json:
@@ -155,10 +155,13 @@ class Assembler:
             # content, and what vendors call reasoning
             if key != "role" and isinstance(value, str) and value:
                 self._texts.setdefault(key, []).append(value)
-        for position, piece in enumerate(_objects(delta.get("tool_calls"))):
-            index = piece.get("index")
+        pieces = delta.get("tool_calls")
+        # What is no piece of a call makes a call all the same, one without a name that nobody can run.
+        for position, piece in enumerate(pieces if isinstance(pieces, list) else [pieces] if pieces else ()):
+            known = piece if isinstance(piece, dict) else {}
+            index = known.get("index")
             call = self._calls.setdefault(index if isinstance(index, int) else position, _ToolCall())
-            call.add(piece)
+            call.add(known)
 
 
 class _ToolCall:
@@ -168,6 +171,7 @@ class _ToolCall:
         self.id = ""
         self.name = ""
         self.arguments: list[str] = []
+        self.unfit = False
 
     def add(self, piece: Json) -> None:
         function = piece.get("function")
@@ -175,10 +179,15 @@ class _ToolCall:
             function = {}
         self.id = self.id or _text(piece.get("id")) or ""
         self.name = self.name or _text(function.get("name")) or ""
-        self.arguments.append(_text(function.get("arguments")) or "")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            self.arguments.append(arguments)
+        elif arguments is not None:
+            self.unfit = True
 
     def whole(self) -> Json:
-        function = {"name": self.name, "arguments": "".join(self.arguments)}
+        arguments = "".join(self.arguments) if self.arguments and not self.unfit else None
+        function = {"name": self.name, "arguments": arguments}
         return {"id": self.id, "type": "function", "function": function}
 
 

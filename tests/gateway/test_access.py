@@ -170,8 +170,8 @@ async def test_tenants_with_the_same_run_id_have_runs_of_their_own(site: Site) -
     for key in (ADA, BOB, ADA):
         headers = {**bearing(key), "X-Workflow-Id": "one-id"}
         assert (await site.http.post(CHAT, json=chat(), headers=headers)).status_code == 200
-    found = {run.key: run.calls for run in site.up.gateway.runtime.dispatcher.runs if run.key[1] == "one-id"}
-    assert found == {("ada", "one-id"): 2, ("bob", "one-id"): 1}
+    found = {run.key: run.calls for run in site.up.gateway.runtime.dispatcher.runs if run.key[2] == "one-id"}
+    assert found == {("ada", "", "one-id"): 2, ("bob", "", "one-id"): 1}
 
 
 async def test_tenants_with_the_same_prompt_share_no_prefix(site: Site) -> None:

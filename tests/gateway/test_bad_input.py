@@ -56,7 +56,9 @@ async def shared_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     folder = tmp_path_factory.mktemp("site")
     (folder / "p.md").write_text("{question}")
     async with recording() as engine:
-        text = written({"default": attached(engine.url)}, server=LIMITS, workflows=WORKFLOWS)
+        text = written(
+            {"default": attached(engine.url)}, server=LIMITS, workflows=WORKFLOWS, models={"big-*": "default"}
+        )
         async with running(folder, text) as up:
             yield Site(up, engine)
 
@@ -205,6 +207,29 @@ async def test_a_name_that_nobody_knows_is_404(site: Site, path: str, model: str
     site.refused(await site.http.post(path, json=chat(model=model)), status, what, code)
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/databases", "/v1/sql", "/v1/nothing", "/v1"])
+async def test_an_unknown_name_in_a_path_is_404_on_every_route(site: Site, path: str) -> None:
+    site.refused(await site.http.get(f"/w/nope{path}"), 404, "workflow", "workflow_not_found")
+    site.refused(await site.http.get(f"/w/nl2sql/s/nah{path}"), 404, "stage", "stage_not_found")
+
+
+@pytest.mark.parametrize("path", ["/", "/w/nl2sql/v1", "/w/nl2sql/s/answer/v1/nothing", "/v1/nothing"])
+async def test_a_path_that_is_none_is_shown_as_it_was_sent_and_told_what_there_is(site: Site, path: str) -> None:
+    message = site.refused(await site.http.get(path), 404, None, "not_found")
+    assert message == f"no path named '{path}' (the API is under /v1; see /health, /ready, /metrics)"
+
+
+async def test_what_is_offered_in_a_names_place_can_be_used_there(site: Site) -> None:
+    for model, what, known in (
+        ("nl2sql/nothing", "stage", "generate"),
+        ("nothing", "model", "big-*, cortex-emulated, nl2sql/generate, own-drive/plan, workflow/nl2sql"),
+    ):
+        message = site.refused(await site.http.post(CHAT, json=chat(model=model)), 404, what)
+        assert message.endswith(f"(known: {known})")
+    reply = await site.http.post("/w/nl2sql/s/nothing/v1/chat/completions", json=chat())
+    assert site.refused(reply, 404, "stage").endswith("(known: answer, generate)")
+
+
 async def test_names_are_shown_on_one_line_and_cut(site: Site) -> None:
     message = site.refused(await site.http.post(CHAT, json=chat(model="a\n\x1b[31m" + "b" * 200)), 404, "model")
     assert "a\\n" in message
@@ -345,6 +370,13 @@ async def test_head_answers_as_get_does_without_a_body(site: Site, path: str) ->
         assert (said.status, said.headers["content-type"]) == (200, "application/json")
         await raw.send(request(b"", path="/health", method="GET"))
         assert (await raw.reply()).body == b'{"status":"alive"}'
+
+
+async def test_who_asks_for_a_websocket_is_answered_as_anybody_is(site: Site) -> None:
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: eA==", "Sec-WebSocket-Version: 13")
+    async with connected(site.up.url) as raw:
+        await raw.send(request(b"", *upgrade, path="/v1/models", method="GET"))
+        assert (await raw.reply()).status == 200
 
 
 async def test_what_clients_send_makes_no_new_metrics(site: Site) -> None:

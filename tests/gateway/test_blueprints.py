@@ -165,6 +165,12 @@ def test_what_is_not_named_is_the_catalogs_own_choice(tmp_path: Path) -> None:
     [
         ({"priority": {"name": "luck"}}, "policies.priority", "no priority policy named 'luck' (there are fcfs, edf"),
         ({"priority": {"name": "edf", "haste": 3}}, "policies.priority", "no parameter 'haste'"),
+        (
+            {"priority": {"name": "edf", "patienc": "30s"}},
+            "policies.priority",
+            "policy 'edf' has no parameter 'patienc' (it has patience",
+        ),
+        ({"scorers": [{"name": "free_work", "weight": -1}]}, "policies.scorers[0]", "weight: must not be negative"),
         ({"priority": {"name": "edf", "patience": 30}}, "policies.priority", "patience"),
         ({"priority": {"name": "edf", "patience": "soon"}}, "policies.priority", "patience"),
         ({"priority": {"name": "least_slack", "optimism": "1s"}}, "policies.priority", "optimism: must be a number"),

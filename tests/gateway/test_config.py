@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, ConfigError, PolicySpec, load
+from gateway.config import Config, ConfigError, Override, PolicySpec, load
 from gateway.settings import Emulated
 
 GOOD = """\
@@ -109,6 +109,7 @@ MISTAKES = [
      "7: auth.keys[0].tenant: a name has letters, digits, '.', '_' and '-', at most 64, beginning with one of the "
      "first two"),
     ("workflow: nl2sql}", "workflow: sql}", "7: auth.keys[0].workflow: no workflow named 'sql' (workflows: nl2sql)"),
+    ("secret", "k-2", "8: auth.keys[1].key: is the admin token: a client would have the admin API"),
     ("{min: -2, max: 2}", "{min: 3, max: 2}", "8: auth.keys[1].priority: min is above max"),
     ("20s", "20", "9: timeouts.head: 20 has no unit; write a duration such as 8s, 250ms, 2m or 1h"),
     ("k-2", "''", "8: auth.keys[1].key: must not be empty"),
@@ -135,6 +136,9 @@ MISTAKES = [
      "as api_key"),
     ("[http://gpu-a:8000]", "[http://gpu-a:8000, http://gpu-a:8000/]",
      "15: pools.default.backend.attach[1]: the same address stands further up"),
+    *[("http://gpu-a:8000", f"http://gpu-a:8000{path}",
+       "15: pools.default.backend.attach[0]: must be the server's address, such as http://gpu-a:8000, and not that "
+       "of one of its paths") for path in ("/v1/v1", "/v1/chat/completions", "/v1/models/")],
     ("    lends_to: [spare]", "    engines: {min: 2}",
      "16: pools.default.engines.min: 2 engines, but attach lists only 1"),
     ("[spare]", "[spaer]",
@@ -146,10 +150,25 @@ MISTAKES = [
     ("    engines: {min: 1, max: 4}", "    lends_to: [spare]",
      "21: pools.warehouse.lends_to[0]: a SQL pool cannot lend"),
     ("num_gpu_blocks: 64", "script: no.json", "17: pools.spare.backend.script: no such file: no.json"),
+    ("num_gpu_blocks: 64", "num_gpu_blocks: 63",
+     "17: pools.spare.backend.num_gpu_blocks: the blocks hold 1008 tokens in all, and an engine needs 1024"),
+    ("num_gpu_blocks: 64", "num_gpu_blocks: 64, block_size: 8",
+     "17: pools.spare.backend.num_gpu_blocks: the blocks hold 512 tokens in all, and an engine needs 1024"),
+    ("num_gpu_blocks: 64", "max_num_batched_tokens: 63",
+     "17: pools.spare.backend.max_num_batched_tokens: max_num_batched_tokens (63) must not be below max_num_seqs "
+     "(64): each sequence needs one a step"),
+    ("num_gpu_blocks: 64", "max_num_seqs: 4096",
+     "17: pools.spare.backend.max_num_seqs: max_num_batched_tokens (2048) must not be below max_num_seqs (4096): "
+     "each sequence needs one a step"),
+    ("num_gpu_blocks: 64", "max_model_len: 1", "17: pools.spare.backend.max_model_len: must be at least 2"),
     ("num_gpu_blocks: 64", "decode_step: 10",
      "17: pools.spare.backend.decode_step: 10 has no unit; write a duration such as 8s, 250ms, 2m or 1h"),
     ("    backend: {name: duckdb", "    model: x\n    backend: {name: duckdb",
      "20: pools.warehouse.model: a SQL pool has no model"),
+    ("{sales: sales.duckdb}", "{sales: sales.duckdb}, memory: 15.9MB",
+     "20: pools.warehouse.backend.memory: must be at least 16MB"),
+    ("{sales: sales.duckdb}", "{sales: sales.duckdb}, timeout: 0",
+     "20: pools.warehouse.backend.timeout: must be more than 0"),
     ("{sales: sales.duckdb}", "{}", "20: pools.warehouse.backend.databases: must not be empty"),
     ("{sales: sales.duckdb}", "{sales: ''}", "20: pools.warehouse.backend.databases.sales: must not be empty"),
     ("{min: 1, max: 4}", "{min: 1, max: 0}", "21: pools.warehouse.engines.max: must be at least 1"),
@@ -276,6 +295,41 @@ def test_without_keys_only_a_loopback_host_is_allowed(load_text: Load) -> None:
             "list some under auth.keys"
         )
     load_text(f"server: {{host: 0.0.0.0}}\nauth: {{keys: [{{key: k, tenant: t}}]}}\n{pools}")
+
+
+@pytest.mark.parametrize("server", ["server: {host: 127.0.0.1, port: 8080}\n", "server: {}\n", ""])
+def test_what_options_put_in_the_files_place_is_checked_as_the_file_is(tmp_path: Path, server: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{server}pools:\n  default: {{model: m, backend: {{name: emulated}}}}\n")
+
+    def given(host: object = "::1", port: object = 9) -> Config:
+        overrides = [Override("--host", "server", "host", host), Override("--port", "server", "port", port)]
+        return load(path, {}, overrides=overrides)
+
+    assert (given().server.host, given().server.port) == ("::1", 9)
+    for wrong, said in (
+        ({"port": 99999}, "--port: must be at most 65535"),
+        ({"port": -1}, "--port: must be at least 0"),
+        ({"host": ""}, "--host: must not be empty"),
+        (
+            {"host": "0.0.0.0"},
+            "--host: 0.0.0.0 can be reached from outside, so callers need a key: list some under auth.keys",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            given(**wrong)
+        assert str(caught.value) == said
+
+
+@pytest.mark.usefixtures("load_text")
+def test_an_option_does_not_hide_a_mistake_of_the_file() -> None:
+    for text, said in (
+        (changed("server:\n  port: 8080\n  max_body: 10MB\n", "server: 5\n"), "1: server: must be a mapping"),
+        (changed("10MB", "10"), "3: server.max_body: 10 has no unit"),
+    ):
+        Path("config.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=f"^config.yaml:{said}"):
+            load(Path("config.yaml"), {}, overrides=[Override("--port", "server", "port", 9)])
 
 
 def test_a_file_without_pools_is_refused(load_text: Load) -> None:

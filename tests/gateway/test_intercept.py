@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from gateway.gateway import Gateway
+from gateway.intercept import CALLS_MOST
 from tests.gateway.recorder import Answer, Exchange, Recorder, recording
-from tests.gateway.shop import COUNT, HOPELESS, MISSPELT, REPAIRED, RIGHT, TOOLS, sections, shop, warehouse
+from tests.gateway.shop import COUNT, HOPELESS, MISSPELT, REPAIRED, REVENUE, RIGHT, TOOLS, sections, shop, warehouse
 from tests.gateway.support import MODEL, Running, attached, metric, running, settled, written
 
 CHAT = "/v1/chat/completions"
@@ -183,8 +184,8 @@ DONE = b"data: [DONE]\n\n"
 
 
 @asynccontextmanager
-async def scripted(folder: Path, *turns: Answer) -> AsyncIterator[tuple[Running, Recorder]]:
-    """The shop with one engine for all stages that answers these turns in order."""
+async def scripted(folder: Path, *turns: Answer, **visits: int) -> AsyncIterator[tuple[Running, Recorder]]:
+    """The shop with one engine for all stages that answers these turns in order; `visits` bounds some stages."""
     left = list(turns)
 
     async def answer(exchange: Exchange) -> None:
@@ -192,7 +193,10 @@ async def scripted(folder: Path, *turns: Answer) -> AsyncIterator[tuple[Running,
 
     async with recording(answer) as engine:
         pools = {stage: attached(engine.url) for stage in ("generate", "fix", "verify")}
-        text = written({**pools, "warehouse": warehouse(folder)}, **sections(folder, tools="intercept"))
+        flow = sections(folder, tools="intercept")
+        for stage, most in visits.items():
+            flow["workflows"]["shop"]["stages"][stage]["visits"] = most
+        text = written({**pools, "warehouse": warehouse(folder)}, **flow)
         async with running(folder, text) as up:
             yield up, engine
             assert left == []
@@ -235,11 +239,103 @@ async def test_a_single_turn_goes_out_as_the_engine_wrote_it(tmp_path: Path) -> 
         assert reply.json()["usage"] == {"prompt_tokens": 1, "mine": 2}
 
 
-@pytest.mark.parametrize("one", [{"id": "x"}, "nonsense", {"id": "x", "function": {"name": "execute_sql"}}])
-async def test_a_call_that_is_not_formed_as_one_passes(tmp_path: Path, one: Any) -> None:
+ODD_CALLS: list[Any] = [
+    {"id": "x"},
+    {"id": "x", "function": {"name": "execute_sql"}},
+    {"id": "x", "function": {"name": "execute_sql", "arguments": None}},
+    {"id": "x", "function": {"name": "execute_sql", "arguments": {"sql": COUNT}}},
+    {"function": {"name": "execute_sql", "arguments": "{}"}},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("one", ODD_CALLS)
+async def test_a_call_that_is_not_formed_as_one_passes(tmp_path: Path, one: dict[str, Any], stream: bool) -> None:
     async with scripted(tmp_path, turn(one)) as (up, _):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT, stream=stream), headers=AT_GENERATE)
+        if stream:
+            got = [call for delta in deltas(chunks(reply.text)) for call in delta.get("tool_calls") or ()]
+            assert got == [{"index": 0, **one}]
+        else:
+            assert reply.json()["choices"][0]["message"]["tool_calls"] == [one]
+        assert metric(up.gateway, "cortex_attempts_total", pool="warehouse") == 0
+
+
+async def test_a_text_in_the_place_of_a_call_passes(tmp_path: Path) -> None:
+    odd: Any = "nonsense"
+    async with scripted(tmp_path, turn(odd)) as (up, _):
         reply = await up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
-        assert reply.json()["choices"][0]["message"]["tool_calls"] == [one]
+        assert reply.json()["choices"][0]["message"]["tool_calls"] == [odd]
+
+
+async def test_tool_calls_that_are_no_list_are_a_broken_answer(tmp_path: Path) -> None:
+    async def odd(exchange: Exchange) -> None:
+        await exchange.whole(b'{"choices": [{"index": 0, "message": {"role": "assistant", "tool_calls": 5}}]}')
+
+    async with scripted(tmp_path, odd) as (up, _):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (502, "engine_broke")
+
+
+async def test_streamed_chunks_without_a_choice_or_a_delta_do_no_harm(tmp_path: Path) -> None:
+    async def odd(exchange: Exchange) -> None:
+        choices: list[object] = [
+            5,
+            [5],
+            [{"index": 0, "delta": {"content": "Hi."}}],
+            [{"index": 0, "delta": "x"}],
+            [{"index": 0, "delta": {"tool_calls": 5}}],
+            [{"index": 0, "delta": None, "finish_reason": "stop"}],
+        ]
+        events = [f"data: {json.dumps({'id': 'own', 'choices': some})}\n\n".encode() for some in choices]
+        await exchange.pieces([*events, DONE])
+
+    async with scripted(tmp_path, odd) as (up, _):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT, stream=True), headers=AT_GENERATE)
+        found = [chunk["choices"][0] for chunk in chunks(reply.text)]
+        assert [one["delta"] for one in found] == [{"content": "Hi."}, {"tool_calls": 5}, {}]
+        assert found[-1]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_turn_of_too_many_calls_passes_unexecuted(tmp_path: Path, stream: bool) -> None:
+    most = [call(number=number) for number in range(CALLS_MOST)]
+    over = [*most, call(number=CALLS_MOST)]
+    async with scripted(tmp_path, turn(*most), turn(*over)) as (up, engine):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT, stream=stream), headers=AT_GENERATE)
+        answers = [m for m in engine.last.document["messages"] if m["role"] == "tool"]
+        assert [answer["tool_call_id"] for answer in answers] == [one["id"] for one in most]
+        if stream:
+            got = [one for delta in deltas(chunks(reply.text)) for one in delta.get("tool_calls") or ()]
+            assert len(got) == len(over)
+        else:
+            assert reply.json()["choices"][0]["message"]["tool_calls"] == over
+        assert metric(up.gateway, "cortex_attempts_total", pool="warehouse") == 1, "they were all the same"
+
+
+@pytest.mark.parametrize("bounds", [{"execute": 1}, {"verify": 1, "fix": 1}])
+async def test_a_turn_that_no_outcome_of_could_be_continued_is_not_run(
+    tmp_path: Path, bounds: dict[str, int]
+) -> None:
+    bad, revenue = (call(arguments=json.dumps({"sql": sql})) for sql in (MISSPELT, REVENUE))
+    turns = [turn(bad), turn(revenue)] if "execute" in bounds else [turn(bad), turn(call()), turn(revenue)]
+    async with scripted(tmp_path, *turns, **bounds) as (up, _):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
+        assert reply.json()["choices"][0]["message"]["tool_calls"] == [revenue]
+        assert metric(up.gateway, "cortex_attempts_total", pool="warehouse") == len(turns) - 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_statements_that_get_no_answer_fail_the_call_as_one_would(tmp_path: Path, stream: bool) -> None:
+    async with scripted(tmp_path, turn(call(), call(number=1))) as (up, _):
+        (tmp_path / "shop.duckdb").unlink()
+        reply = await up.http.post(CHAT, json=conversation(RIGHT, stream=stream), headers=AT_GENERATE)
+        if stream:
+            error = json.loads(reply.text.split("\n\n")[-2].removeprefix("data: "))["error"]
+        else:
+            assert reply.status_code == 503
+            error = reply.json()["error"]
+        assert error["code"] == "pool_unavailable"
 
 
 @pytest.mark.parametrize("stream", [False, True])

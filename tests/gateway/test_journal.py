@@ -203,7 +203,7 @@ def check_record(journal: Path) -> None:
         events
     )
     actions = Counter(action[0] for record in records for action in record["actions"])
-    assert {"Start", "Abort", "Launch", "Retire", "Wake"} <= set(actions)
+    assert {"Start", "Abort", "Launch", "Retire"} <= set(actions)
     blueprint = blueprint_of(journal)
     assert blueprint.policies["default"].picker.name == "two_choices"
     assert blueprint.policies["default"].priority.params == (("patience", 5.0),)
@@ -245,6 +245,19 @@ def test_a_journal_holds_what_its_dispatcher_was_made_from(tmp_path: Path) -> No
     assert isinstance(blueprint_of(path).dispatcher(), Dispatcher)
     assert len(list(steps(path))) == 3
     assert replay(path, plan().dispatcher()) is None
+
+
+def test_the_journal_of_the_start_before_is_kept_beside_the_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, earlier = tmp_path / "journal.jsonl", tmp_path / "journal.jsonl.1"
+    caplog.set_level("INFO")
+    for taken in (3, 2, 1):
+        recorded(path, steps_taken=taken).close()
+        kept = [len(list(steps(file))) for file in (path, earlier) if file.exists()]
+        assert kept == ([3] if taken == 3 else [taken, taken + 1])
+    assert caplog.messages == [f"the earlier journal is now {earlier}"] * 2
+    assert sorted(tmp_path.iterdir()) == [path, earlier]
 
 
 def test_steps_reach_the_disk_with_a_flush_or_when_many_are_held(tmp_path: Path) -> None:

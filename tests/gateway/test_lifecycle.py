@@ -123,6 +123,8 @@ async def test_it_starts_says_what_is_up_and_finishes_an_open_stream_when_it_is_
             rest = [line async for line in lines]
         assert rest[-2:] == ["data: [DONE]", ""]
         assert sum('"content"' in line for line in rest) > 100
+        await cortex.read("stopping, 1 calls open")
+        await cortex.read("cortex stopped")
         async with asyncio.timeout(START):
             assert await cortex.process.wait() == 0
         assert alive(offspring) == set()
@@ -178,17 +180,38 @@ async def test_a_gateway_that_is_killed_takes_its_engines_and_workers_with_it(tm
         await until(lambda: not alive(offspring), "the end of all its processes", within=START)
 
 
-async def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+async def test_a_port_that_is_taken_is_said_in_one_line_and_before_anything_is_started(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        status, out, err = await ran("serve", "--config", str(configuration(tmp_path)), "--port", str(port))
-    assert status not in (0, None)
-    assert str(port) in err
-    assert "in use" in err
-    assert "Traceback" not in err
-    assert out == ""
+        path = configuration(tmp_path, journal=str(journal))
+        status, out, err = await ran("serve", "--config", str(path), "--port", str(port))
+    assert (status, out) == (2, "")
+    assert err == f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--port", "99999"), ("--host", "0.0.0.0")])
+def test_an_option_is_checked_as_the_file_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert main(["serve", "--config", str(configuration(tmp_path)), option, value]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert shown.err.startswith(f"{option}: ")
+
+
+def test_check_warns_of_a_database_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = configuration(tmp_path)
+    missing = tmp_path / "shop.duckdb"
+    missing.unlink()
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr() == (
+        f"{path}: ok (2 pools, 1 workflows)\n",
+        f"warning: pools.warehouse.backend.databases.shop: no such file: {missing}\n",
+    )
 
 
 async def test_check_says_yes_in_one_line_and_no_in_one(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ async def test_calls_of_one_run_are_counted_to_it(site: Site) -> None:
     for _ in range(3):
         await site.post(chat(), X_Workflow_Id="run-9", X_Workflow_Type="nl2sql", X_Workflow_Stage="generate")
         assert site.last.header("X-Session-ID") == "run-9"
-    (run,) = [run for run in site.up.gateway.runtime.dispatcher.runs if run.key == ("b", "run-9")]
+    (run,) = [run for run in site.up.gateway.runtime.dispatcher.runs if run.key == ("b", "nl2sql", "run-9")]
     assert (run.calls, run.visits["generate"]) == (3, 3)
 
 

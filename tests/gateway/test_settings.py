@@ -111,6 +111,9 @@ def test_an_attached_address_may_end_in_v1_or_not(load_text: Load) -> None:
         backend = load_text(GOOD.replace("http://gpu-a:8000", url)).pools["default"].backend
         assert isinstance(backend, Vllm)
         assert backend.attach == ("http://gpu-a:8000",)
+    backend = load_text(GOOD.replace("http://gpu-a:8000", "http://proxy/team-a/v1")).pools["default"].backend
+    assert isinstance(backend, Vllm)
+    assert backend.attach == ("http://proxy/team-a",)
 
 
 def test_an_empty_variable_leaves_an_optional_path_out(load_text: Load, tmp_path: Path) -> None:

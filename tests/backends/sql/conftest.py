@@ -53,16 +53,27 @@ async def parser() -> AsyncIterator[Parser]:
 def ask() -> Ask:
     async def ask(engine: SqlEngine, path: str = "/sql/query", **body: object) -> tuple[int, Any]:
         async with engine.open(request(path, orjson.dumps(body))) as reply:
-            assert dict(reply.headers) == {"content-type": "application/json"}
-            return reply.status, orjson.loads(b"".join([chunk async for chunk in reply.chunks]))
+            headers = dict(reply.headers)
+            body = orjson.loads(b"".join([chunk async for chunk in reply.chunks]))
+            assert headers.pop("x-sql-outcome") == outcome_of(reply.status, body)
+            assert headers == {"content-type": "application/json"}
+            return reply.status, body
 
     return ask
 
 
 @pytest.fixture
-def raw() -> Callable[[str, bytes], Request]:
+def raw() -> Callable[..., Request]:
     return request
 
 
-def request(path: str, body: bytes) -> Request:
-    return Request(call=Call(id="c", pool="warehouse", run="r", arrived=0.0), path=path, body=body)
+def outcome_of(status: int, body: Any) -> str:
+    """How a statement went, judged by what it answered."""
+    if status == 200:
+        return "empty" if body.get("rows") == [] else "ok"
+    return {400: "error", 504: "timeout"}[status]
+
+
+def request(path: str, body: bytes, *, head_timeout: float = 60.0) -> Request:
+    call = Call(id="c", pool="warehouse", run="r", arrived=0.0)
+    return Request(call=call, path=path, body=body, head_timeout=head_timeout)

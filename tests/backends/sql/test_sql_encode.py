@@ -30,7 +30,10 @@ def _run(
     unlimited: bool = False,
 ) -> Any:
     query = Query(sql=sql, limit=limit, max_bytes=max_bytes, unlimited=unlimited)
-    return orjson.loads(run_query(connection, query))
+    body, rows = run_query(connection, query)
+    result = orjson.loads(body)
+    assert len(result["rows"]) == rows
+    return result
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,19 @@ async def test_bytes_and_rows_are_bounded_by_the_pool_and_by_the_request(engine:
     _, result = await ask(engine, sql="SELECT name FROM t", max_bytes=1000, limit=10**9)
     assert result["truncated"]
     assert 40 < result["row_count"] < 100
-    _, result = await ask(engine, sql="SELECT REPEAT('x', 2000000)", max_bytes=10**9)
-    assert (result["rows"], result["truncated"]) == ([], True)
+    _, result = await ask(engine, sql="SELECT REPEAT('x', 600000) FROM RANGE(3)", max_bytes=10**9)
+    assert (result["row_count"], result["truncated"]) == (1, True)
     _, result = await ask(engine, sql="SELECT id FROM t", limit=10**9)
     assert result["row_count"] == SqlOptions(databases={}).max_rows
+
+
+async def test_a_row_that_does_not_fit_is_an_error_that_says_so(engine: SqlEngine, ask: Ask) -> None:
+    for most in (None, 10**9):
+        status, body = await ask(engine, sql="SELECT REPEAT('x', 10000000)", max_bytes=most)
+        assert (status, body["error"]["code"]) == (400, "too_large")
+        assert "larger than 1000000 bytes: select fewer" in body["error"]["message"]
+    status, body = await ask(engine, sql="SELECT REPEAT('x', n) FROM (VALUES (5), (500)) AS v(n)", max_bytes=100)
+    assert (status, body["row_count"], body["truncated"]) == (200, 1, True)
 
 
 async def test_errors_of_a_statement_say_what_is_wrong_and_nothing_of_the_server(
@@ -183,11 +191,14 @@ async def test_a_client_that_leaves_stops_its_statement(engine: SqlEngine, ask: 
 
 async def test_no_process_is_left_behind(options: SqlOptions, ask: Ask) -> None:
     cluster = SqlCluster(options)
-    engines = [await cluster.start(name) for name in ("a", "b", "b")]
+    engines = [await cluster.start(name) for name in ("a", "b", "c")]
+    with pytest.raises(BackendError, match="already") as taken:
+        await cluster.start("b")
+    assert (taken.value.trouble, taken.value.retryable) == ("refused", False)
     pids = [engine.pid for engine in engines if engine.pid]
-    assert len(pids) == 2  # the second b took the first one's place
-    query = asyncio.create_task(ask(engines[2], sql=ENDLESS))
-    await _working(engines[2])
+    assert len(pids) == 3
+    query = asyncio.create_task(ask(engines[1], sql=ENDLESS))
+    await _working(engines[1])
     await cluster.stop("a")
     await cluster.stop("nobody")
     await cluster.aclose()
@@ -198,6 +209,16 @@ async def test_no_process_is_left_behind(options: SqlOptions, ask: Ask) -> None:
     for use in (engines[0].report(), ask(engines[0], sql="SELECT 1")):
         with pytest.raises(BackendError, match="closed"):
             await use
+
+
+async def test_closing_while_a_worker_starts_leaves_no_process(options: SqlOptions) -> None:
+    engine = SqlEngine(options)
+    starting = asyncio.create_task(engine.start())
+    await asyncio.sleep(0)
+    await engine.aclose()
+    with pytest.raises(BackendError, match="closed"):
+        await starting
+    assert engine.pid is None
 
 
 async def test_closing_ends_a_worker_that_is_being_brought_up(options: SqlOptions, ask: Ask) -> None:
@@ -244,46 +265,63 @@ asyncio.run(main())
 """
 
 
-async def test_workers_that_keep_dying_are_restarted_with_pauses(scratch: Path, tmp_path: Path, ask: Ask) -> None:
+@pytest.fixture
+async def broken(scratch: Path, tmp_path: Path) -> AsyncIterator[tuple[SqlEngine, Path]]:
+    """An engine whose worker is dead and cannot come back while its database is away, and where that belongs."""
     path = tmp_path / "gone.duckdb"
     shutil.copyfile(scratch, path)
-    options = SqlOptions(databases={"gone": str(path)}, timeout=1.0)
-    engine = SqlEngine(options, breaker=Breaker(limit=2, window=60.0, first=60.0, longest=60.0))
-    await engine.start()
-    query = asyncio.create_task(ask(engine, sql="SELECT COUNT(*) FROM RANGE(100000000000)"))
-    await _working(engine)
-    os.unlink(path)
-    _kill(engine)
-    with pytest.raises(BackendError):
-        await query
-    with pytest.raises(BackendError) as error:  # waits for the restart, which fails
-        await _until_refused(engine, ask)
-    assert error.value.trouble == "refused"
-    assert error.value.retryable
-    assert 50 < (error.value.retry_after or 0) <= 60
-    with pytest.raises(BackendError):
-        await engine.report()
-    await engine.aclose()
-
-
-async def test_a_worker_comes_back_when_the_pause_is_over(scratch: Path, tmp_path: Path, ask: Ask) -> None:
-    path = tmp_path / "gone.duckdb"
-    shutil.copyfile(scratch, path)
+    shutil.copyfile(scratch, tmp_path / "kept")
     engine = SqlEngine(
-        SqlOptions(databases={"gone": str(path)}), breaker=Breaker(limit=2, window=60.0, first=0.01, longest=0.01)
+        SqlOptions(databases={"gone": str(path)}), breaker=Breaker(limit=2, window=60.0, first=0.1, longest=0.1)
     )
     await engine.start()
     os.unlink(path)
     _kill(engine)
-    with pytest.raises(BackendError):
-        await _until_refused(engine, ask)
-    shutil.copyfile(scratch, path)
-    async with asyncio.timeout(20):
-        while not engine.pid:
-            with contextlib.suppress(BackendError):
-                await ask(engine, sql="SELECT 1")
-    assert (await ask(engine, sql="SELECT 1"))[0] == 200
+    await _until(lambda: engine.pid is None)
+    yield engine, path
     await engine.aclose()
+
+
+async def test_a_statement_waits_for_a_worker_that_is_down_as_long_as_its_head_may_take(
+    broken: tuple[SqlEngine, Path], raw: Callable[..., Request]
+) -> None:
+    engine, _ = broken
+    with pytest.raises(BackendError) as error:
+        async with engine.open(raw("/sql/query", b'{"sql": "SELECT 1"}', head_timeout=1.0)):
+            pass
+    assert (error.value.trouble, error.value.retryable) == ("refused", True)
+    assert (error.value.retry_after or 0) >= 1.0
+
+
+async def test_a_statement_that_waited_for_its_worker_is_answered(broken: tuple[SqlEngine, Path], ask: Ask) -> None:
+    engine, path = broken
+    waiting = asyncio.create_task(ask(engine, sql="SELECT 7"))
+    await _refuses_to_report(engine)
+    os.rename(path.parent / "kept", path)
+    assert (await waiting)[1]["rows"] == [[7]]
+    assert (await engine.report()).counters == {"runs": 1, "kills": 0, "crashes": 0}
+
+
+async def test_a_client_that_leaves_while_its_worker_is_down_leaves_the_engine_free(
+    broken: tuple[SqlEngine, Path], ask: Ask
+) -> None:
+    engine, path = broken
+    leaving = asyncio.create_task(ask(engine, sql="SELECT 1"))
+    await _refuses_to_report(engine)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    os.rename(path.parent / "kept", path)
+    assert (await ask(engine, sql="SELECT 7"))[1]["rows"] == [[7]]
+
+
+async def test_closing_ends_the_wait_for_a_worker(broken: tuple[SqlEngine, Path], ask: Ask) -> None:
+    engine, _ = broken
+    waiting = asyncio.create_task(ask(engine, sql="SELECT 1"))
+    await _refuses_to_report(engine)
+    await engine.aclose()
+    with pytest.raises(BackendError, match="closed"):
+        await waiting
 
 
 async def test_a_start_that_fails_says_which_database_and_not_which_file(tmp_path: Path) -> None:
@@ -339,10 +377,15 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def _until_refused(engine: SqlEngine, ask: Ask) -> None:
+async def _refuses_to_report(engine: SqlEngine) -> None:
+    """Wait until the engine says that it keeps failing."""
     async with asyncio.timeout(20):
         while True:
-            await ask(engine, sql="SELECT 1")
+            try:
+                await engine.report()
+            except BackendError:
+                return
+            await asyncio.sleep(0.005)
 
 
 async def _working(engine: SqlEngine) -> None:

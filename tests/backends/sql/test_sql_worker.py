@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from backends.base import BackendError
+from backends.sql import answers
 from backends.sql import worker as worker_module
 from backends.sql.breaker import Breaker
 from backends.sql.failures import code_of, message_of
@@ -23,38 +24,40 @@ from backends.sql.stopper import Stopper
 from backends.sql.worker import Worker
 
 
-def _handle(worker: Worker, **task: object) -> tuple[bytes, Any]:
+def _handle(worker: Worker, **task: object) -> tuple[str, Any]:
     whole = {"op": "query", "database": "scratch", "timeout": 1.0, "limit": 10, "max_bytes": 1000, "unlimited": False}
-    answer = worker.handle(orjson.dumps(whole | task))
-    return answer[:3], orjson.loads(answer[3:])
+    outcome, body = answers.split(worker.handle(orjson.dumps(whole | task)))
+    return outcome, orjson.loads(body)
 
 
-def test_a_worker_answers_with_a_status_and_json(options: SqlOptions) -> None:
+def test_a_worker_answers_with_an_outcome_and_json(options: SqlOptions) -> None:
     worker = Worker(options)
-    status, body = _handle(worker, sql="SELECT 1 AS x")
-    assert (status, body["rows"]) == (b"200", [[1]])
-    status, body = _handle(worker, op="describe")
-    assert (status, body["tables"][0]["name"]) == (b"200", "big")
+    outcome, body = _handle(worker, sql="SELECT 1 AS x")
+    assert (outcome, body["rows"]) == ("ok", [[1]])
+    outcome, body = _handle(worker, op="describe")
+    assert (outcome, body["tables"][0]["name"]) == ("ok", "big")
+    outcome, body = _handle(worker, sql="SELECT 1 AS x WHERE FALSE")
+    assert (outcome, body["rows"]) == ("empty", [])
     for sql, code in [("SELECT", "syntax"), ("SELECT x", "binder"), ("DROP TABLE t", "refused")]:
-        status, body = _handle(worker, sql=sql)
-        assert (status, body["error"]["code"]) == (b"400", "refused" if sql.startswith("DROP") else code)
-    status, body = _handle(worker, sql="SELECT COUNT(*) FROM big a, big b, big c", timeout=0.05)
-    assert (status, body["error"]["code"]) == (b"504", "timeout")
+        outcome, body = _handle(worker, sql=sql)
+        assert (outcome, body["error"]["code"]) == ("error", "refused" if sql.startswith("DROP") else code)
+    outcome, body = _handle(worker, sql="SELECT COUNT(*) FROM big a, big b, big c", timeout=0.05)
+    assert (outcome, body["error"]["code"]) == ("timeout", "timeout")
     worker.close()
 
 
 def test_an_interrupt_stops_the_statement_in_hand_and_not_the_next(options: SqlOptions) -> None:
     worker = Worker(options)
     worker.interrupt()
-    answers: list[tuple[bytes, Any]] = []
+    heard: list[tuple[str, Any]] = []
     sql = "SELECT COUNT(*) FROM big a, big b, big c"
-    running = threading.Thread(target=lambda: answers.append(_handle(worker, sql=sql)))
+    running = threading.Thread(target=lambda: heard.append(_handle(worker, sql=sql)))
     running.start()
     while running.is_alive():
         worker.interrupt()
         running.join(0.01)
-    assert answers[0][0] == b"504"
-    assert _handle(worker, sql="SELECT 1")[0] == b"200"
+    assert heard[0][0] == "timeout"
+    assert _handle(worker, sql="SELECT 1")[0] == "ok"
     worker.close()
 
 
@@ -67,7 +70,7 @@ def test_nothing_of_a_statement_stays_for_the_next_one(options: SqlOptions) -> N
         "BEGIN",
         "SET VARIABLE x = 1",
     ):
-        assert _handle(worker, sql=sql)[0] == b"400"
+        assert _handle(worker, sql=sql)[0] == "error"
     assert _handle(worker, sql="SELECT COUNT(*), LOWER('A') FROM t")[1]["rows"] == [[100_000, "a"]]
     worker.close()
 
@@ -99,8 +102,8 @@ def test_a_database_that_is_gone_is_an_error_of_the_statement_without_its_path(t
     duckdb.connect(str(path)).close()
     worker = Worker(SqlOptions(databases={"scratch": str(path)}))
     path.unlink()
-    status, body = _handle(worker, sql="SELECT 1")
-    assert (status, body["error"]["code"]) == (b"400", "execution")
+    outcome, body = _handle(worker, sql="SELECT 1")
+    assert (outcome, body["error"]["code"]) == ("error", "execution")
     assert "gone" not in body["error"]["message"]
     worker.close()
 

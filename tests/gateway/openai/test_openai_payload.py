@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.openai.errors import ApiError
-from gateway.openai.payload import DENIED, MAX_DEPTH, Endpoint, denied, parse
+from gateway.openai.payload import CONTAINERS_MOST, DENIED, ITEMS_MOST, MAX_DEPTH, Endpoint, denied, parse
 
 USER = {"role": "user", "content": "hi"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [USER]}
@@ -58,6 +59,42 @@ def test_a_chat_is_read_whole() -> None:
     assert payload.document == document
     assert payload.body is body
     assert payload.endpoint == "chat"
+
+
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "param", "wide"),
+    [
+        ("chat", "messages", lambda n: {"messages": [USER] * n}),
+        ("chat", "messages", lambda n: {"messages": [{"role": "user", "content": ["x"] * (n - 1)}]}),
+        ("chat", "messages", lambda n: {"messages": [{"role": "assistant", "tool_calls": [CALL] * (n - 1)}]}),
+        ("chat", "tools", lambda n: {"messages": [USER], "tools": [TOOL] * (n - 1)}),
+        ("chat", "messages", lambda n: {"messages": [USER] * (n - n // 3), "tools": [TOOL] * (n // 3)}),
+        ("completions", "prompt", lambda n: {"prompt": ["x"] * n}),
+        ("completions", "prompt", lambda n: {"prompt": [[1]] * n}),
+    ],
+)
+def test_a_body_holds_so_many_items_and_no_more(
+    endpoint: Endpoint, param: str, wide: Callable[[int], dict[str, object]]
+) -> None:
+    parse(encoded({"model": "m", **wide(ITEMS_MOST)}), endpoint=endpoint)
+    error = refusal(encoded({"model": "m", **wide(ITEMS_MOST + 1)}), endpoint)
+    assert error.param == param
+    assert str(ITEMS_MOST) in error.message
+
+
+def test_a_body_holds_so_many_objects_and_lists_and_no_more() -> None:
+    known = 2  # the list of messages and its one message
+    parse(encoded({**CHAT, "x": [[]] * (CONTAINERS_MOST - known - 1)}), endpoint="chat")
+    assert str(CONTAINERS_MOST) in refusal(encoded({**CHAT, "x": [[]] * (CONTAINERS_MOST - known)})).message
+
+
+def test_a_prompt_of_token_ids_may_be_longer() -> None:
+    ids = [1] * (ITEMS_MOST + 1)
+    assert parse(encoded({"model": "m", "prompt": ids}), endpoint="completions").prompt == ids
 
 
 def test_what_is_absent_or_null_has_its_default() -> None:

@@ -185,6 +185,9 @@ def test_a_stream_that_was_cut_says_so_by_what_it_lacks() -> None:
     assert assembler.message() == {"role": "assistant", "content": "half"}
 
 
+NAMELESS = {"id": "", "type": "function", "function": {"name": "", "arguments": None}}
+
+
 def test_odd_chunks_do_not_stop_the_assembler() -> None:
     assembler = Assembler()
     for document in (
@@ -198,8 +201,30 @@ def test_odd_chunks_do_not_stop_the_assembler() -> None:
     assert assembler.message() == {
         "role": "assistant",
         "content": None,
-        "tool_calls": [{"id": "", "type": "function", "function": {"name": "f", "arguments": ""}}],
+        "tool_calls": [{"id": "", "type": "function", "function": {"name": "f", "arguments": None}}, NAMELESS],
     }
+
+
+@pytest.mark.parametrize(
+    ("pieces", "arguments"),
+    [
+        ([None, '{"a"', ":1}"], '{"a":1}'),
+        ([None], None),
+        ([{"a": 1}], None),
+        (['{"a"', {"a": 1}], None),
+    ],
+)
+def test_arguments_that_are_no_text_are_null(pieces: list[object], arguments: str | None) -> None:
+    assembler = Assembler()
+    for piece in pieces:
+        assembler.add(delta(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f", "arguments": piece}}]))
+    assert [call["function"]["arguments"] for call in assembler.tool_calls()] == [arguments]
+
+
+def test_what_is_no_list_of_tool_calls_is_one_that_nobody_can_run() -> None:
+    assembler = Assembler()
+    assembler.add(delta(tool_calls=5))
+    assert assembler.tool_calls() == [NAMELESS]
 
 
 def test_an_answer_of_our_own_reads_as_one_that_an_engine_streamed() -> None:
