@@ -47,7 +47,7 @@ class Parser:
         await self._line_up()
         # The read goes on when its caller leaves: it is short, and its answer must not meet the next question.
         self._reading = asyncio.create_task(self._ask(orjson.dumps([text, dialect])))
-        self._reading.add_done_callback(lambda _: self._turn.release())
+        self._reading.add_done_callback(self._read)
         answer = orjson.loads(await asyncio.shield(self._reading))
         if "refused" in answer:
             raise SqlRefused(answer["refused"], answer["code"])
@@ -77,6 +77,12 @@ class Parser:
             await self._turn.acquire()
         finally:
             self._waiting -= 1
+
+    def _read(self, reading: asyncio.Task[bytes]) -> None:
+        """The next in line may go. Takes note of a failure that may have nobody to wait for it any more."""
+        self._turn.release()
+        if not reading.cancelled():
+            reading.exception()
 
     async def _ask(self, request: bytes) -> bytes:
         child = await self._ready()

@@ -232,7 +232,7 @@ async def test_a_client_that_leaves_in_the_step_in_which_it_is_granted_a_slot_gi
     up, _ = taken
     runtime = up.gateway.runtime
     serve_chat = up.gateway.relay.endpoint("chat")
-    scope = {"type": "http", "headers": [], "state": {"caller": up.gateway.access.caller([])}}
+    scope = {"type": "http", "headers": [], "state": {"caller": up.gateway.access.caller([]), "place": None}}
     for steps in range(-4, 8):
         client = Client()
         blocking = Call(id=f"blocking{steps}", pool="default", run="r", arrived=runtime.now())

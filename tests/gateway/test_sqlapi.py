@@ -228,6 +228,26 @@ async def test_the_schema_is_the_same_text_every_time(shared: Running) -> None:
     }
 
 
+@module_loop
+async def test_a_result_that_does_not_fit_is_an_error_and_not_an_empty_result(shared: Running) -> None:
+    for _ in range(2):
+        reply = await query(shared, "SELECT repeat('x', 10000000) AS x")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "too_large")
+        assert reply.headers["x-workflow-cache"] == "miss"
+
+
+@module_loop
+async def test_a_result_without_rows_is_empty_also_when_it_comes_from_the_cache(shared: Running) -> None:
+    def count(source: str) -> float:
+        return metric(shared.gateway, "cortex_calls_total", outcome="empty", source=source)
+
+    before = {source: count(source) for source in ("engine", "cache")}
+    for _ in range(2):
+        reply = await query(shared, "SELECT 1 AS x, '\"row_count\":0,' AS y WHERE 1 = 2")
+        assert (reply.status_code, reply.json()["rows"]) == (200, [])
+    assert {source: count(source) - before[source] for source in before} == {"engine": 1, "cache": 1}
+
+
 # --- the cache ------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +418,42 @@ async def test_a_killed_worker_fails_its_statement_alone_and_is_replaced(tmp_pat
         assert (await query(up, COUNT)).json()["rows"] == [[4]]
         assert workers(up)[0].pid not in (None, pid)
         assert await runs(up) == 2
+
+
+async def test_workers_that_are_killed_again_and_again_fail_only_what_they_had_in_hand(tmp_path: Path) -> None:
+    async with store(tmp_path, timeout="60s") as up:
+        sql = "SELECT sum(a.i * b.i) + {} AS s FROM range(3000) AS a(i), range(3000) AS b(i)"
+        asking = [asyncio.create_task(query(up, ENDLESS))]
+        await until(lambda: busy(up) == 1, "a busy worker")
+        asking += [asyncio.create_task(query(up, sql.format(number))) for number in range(50)]
+        await until(
+            lambda: up.gateway.runtime.dispatcher.calls == 51, "a queue"
+        )  # no more may wait to be read at once
+        asking += [asyncio.create_task(query(up, sql.format(number))) for number in range(50, 99)]
+        await until(lambda: up.gateway.runtime.dispatcher.calls == 100, "a longer queue")
+        kills = 7  # more than the worker is brought up after without a pause
+        seen: set[int | None] = {None}
+        for _ in range(kills):
+            await until(lambda: busy(up) == 1 and workers(up)[0].pid not in seen, "another worker")
+            pid = workers(up)[0].pid
+            assert pid is not None
+            seen.add(pid)
+            os.kill(pid, 9)
+        statuses = [reply.status_code for reply in await asyncio.gather(*asking)]
+        assert set(statuses) == {200, 502}
+        assert 1 <= statuses.count(502) <= kills
+
+
+async def test_a_statement_has_so_much_time_with_its_wait_in_the_queue(tmp_path: Path) -> None:
+    async with store(tmp_path, timeout="60s") as up:
+        up.gateway.sql._desk._total = 1.0
+        blocking = asyncio.create_task(query(up, ENDLESS))
+        await until(lambda: busy(up) == 1, "a busy worker")
+        up.gateway.sql._desk._total = 0.05
+        for reply in (await query(up, COUNT), await blocking):
+            assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
+        up.gateway.sql._desk._total = 60.0
+        assert (await query(up, COUNT)).json()["rows"] == [[4]]
 
 
 async def test_while_statements_cannot_be_read_the_answer_is_503(

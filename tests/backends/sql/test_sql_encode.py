@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.sql.run import NotAQuery, Query, run_query
+from backends.sql.run import NotAQuery, Query, TooLarge, run_query
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +135,11 @@ def test_the_limit_is_exact_at_its_edges(connection: duckdb.DuckDBPyConnection) 
 
 def test_rows_fill_the_bytes_that_are_left_and_no_more(connection: duckdb.DuckDBPyConnection) -> None:
     row = len(orjson.dumps(["x" * 10])) + 1
-    for room, count in [(row - 1, 0), (row, 1), (row * 7, 7), (row * 7 + 1, 7)]:
+    for room, count in [(row, 1), (row * 7, 7), (row * 7 + 1, 7)]:
         result = _run(connection, "SELECT REPEAT('x', 10) FROM RANGE(100)", max_bytes=room)
         assert (result["row_count"], result["truncated"]) == (count, True)
+    with pytest.raises(TooLarge):
+        _run(connection, "SELECT REPEAT('x', 10) FROM RANGE(100)", max_bytes=row - 1)
 
 
 def test_what_the_engine_does_not_read_as_one_query_does_not_run(connection: duckdb.DuckDBPyConnection) -> None:

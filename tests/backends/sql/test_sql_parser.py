@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 
 import pytest
 
-from backends.sql.parser import Parser, Reading
+from backends.base import BackendError
+from backends.sql.parser import WAITING_MOST, Parser, Reading
 from policies.sql import SqlRefused, read_statement
 
 
@@ -48,6 +50,31 @@ async def test_a_text_that_takes_too_long_is_refused_and_the_next_is_read(parser
     assert (await parser.read("select 1")).canonical == "SELECT 1"
 
 
+async def test_readers_that_have_left_hold_up_nobody(parser: Parser) -> None:
+    await parser.start()
+    hostile = "select a" + "[1]" * 6000  # would take minutes
+    leaving = [asyncio.create_task(parser.read(hostile)) for _ in range(200)]
+    await asyncio.sleep(0)
+    for task in leaving:
+        task.cancel()
+    ends = await asyncio.gather(*leaving, return_exceptions=True)
+    assert {type(end) for end in ends} <= {asyncio.CancelledError, BackendError}
+    started = time.monotonic()
+    assert (await parser.read("select 1")).canonical == "SELECT 1"
+    assert time.monotonic() - started < 3  # the one in hand, and another process after it
+
+
+async def test_when_too_many_wait_the_next_is_told_to_come_again(parser: Parser) -> None:
+    await parser.start()
+    texts = [f"SELECT {number}" for number in range(WAITING_MOST + 3)]
+    ends = await asyncio.gather(*(parser.read(text) for text in texts), return_exceptions=True)
+    refusals = [end for end in ends if isinstance(end, BackendError)]
+    assert [(error.trouble, error.retryable, error.retry_after) for error in refusals] == [
+        ("overloaded", True, 1.0)
+    ] * 2
+    assert (await parser.read("select 1")).canonical == "SELECT 1"
+
+
 async def test_readers_at_the_same_time_each_get_their_own_statement(parser: Parser) -> None:
     texts = [f"SELECT {number}" for number in range(30)]
     statements = await asyncio.gather(*(parser.read(text) for text in texts))
@@ -81,6 +108,9 @@ async def test_closing_ends_the_process_and_what_waits_for_it() -> None:
     await parser.aclose()
     with pytest.raises(asyncio.CancelledError):
         await reading
+    assert parser.pid is None
+    with pytest.raises(BackendError, match="closed"):
+        await parser.read("select 1")
     assert parser.pid is None
 
 
