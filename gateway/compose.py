@@ -60,7 +60,8 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     intake = Intake(config=config, directory=directory, clock=clock, named=metrics.named)
     parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
     houses = _warehouses(config, parsers)
-    desk = Desk(runtime=runtime, intake=intake, warehouses=houses, count=metrics.sql_answered)
+    total = config.timeouts.total
+    desk = Desk(runtime=runtime, intake=intake, warehouses=houses, count=metrics.sql_answered, total=total)
     door = Door(counts=metrics, limits=config.limits, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
     gateway = Gateway(

@@ -11,7 +11,7 @@ from backends.base import BackendError
 from backends.sql.process import Child, Service, serve
 from policies.sql import SqlRefused, Statement, check_text, read_statement
 
-WAITING_MOST: Final = 64
+WAITING_MOST: Final = 512
 """Texts that wait to be read; at a timeout each, whoever came after them would have given up by then."""
 
 _START: Final = 20.0
