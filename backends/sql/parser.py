@@ -12,7 +12,7 @@ from backends.sql.process import Child, Service, serve
 from policies.sql import SqlRefused, Statement, check_text, read_statement
 
 WAITING_MOST: Final = 512
-"""Texts that wait to be read; at a timeout each, whoever came after them would have given up by then."""
+"""Texts that wait to be read. An honest one takes 1 to 5 ms, so the last of them waits for a second or two."""
 
 _START: Final = 20.0
 
