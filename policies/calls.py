@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,8 @@ class Call:
     run keeps the one of its first call. `timeout` ends the call itself (504). `visit` is how often the run has
     entered the stage; 0 lets the run tracker count. `told` is how the tool that the client ran before this call
     ended, where its tool message says so. `prefix` holds chained hashes of the prompt's first blocks
-    (`policies.routing.prefix`).
+    (`policies.routing.prefix`). `foretold` is an oracle's word on what its run still needs, this call included, in
+    seconds on an idle engine; only a simulation has one.
     """
 
     id: str
@@ -49,17 +51,35 @@ class Call:
     expected_output: int | None = None
     told: Fate | None = None
     final: bool = False
+    foretold: float | None = None
     knobs: Knobs = Knobs()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is expected of a whole workflow, by stage: how often a run enters it, and seconds of service each time."""
+
+    visits: Mapping[str, float]
+    service: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What the profile expects of a call: output tokens as (mean, upper), seconds of service and of what follows."""
+    """What is expected of a call: output tokens as (mean, upper), seconds of its service and of what follows it.
+
+    `remaining` is the mean of what follows along the critical path, `tail` its 80th percentile, `hops` the number of
+    calls in it. `success` is the chance that the run ends well right after this call. `known` is False while too
+    little has been seen of the stage, or since it changed, to order by what is expected.
+    """
 
     output_tokens: tuple[int, int]
     service: float
     remaining: float
     success: float = 1.0
+    tail: float = 0.0
+    hops: float = 0.0
+    known: bool = True
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,7 +187,7 @@ class Dispatcher:
         tracked.entry = Waiting(
             call=call,
             estimate=estimate,
-            key=policies.priority.key(call, estimate, view),
+            key=policies.priority.key(call, estimate, view, now),
             order=self._order,
             deadline=tracked.run.deadline,
             visit=tracked.visit,
@@ -204,7 +204,7 @@ class Dispatcher:
         if leader is None or leader.entry is None or not leader.entry.queued:
             return ()
         entry = leader.entry
-        key = self._policies[leader.call.pool].priority.key(event.call, estimate, tracked.run.view())
+        key = self._policies[leader.call.pool].priority.key(event.call, estimate, tracked.run.view(), now)
         joint = entry.key.joined(key)
         if joint != entry.key:
             self._queues[leader.call.pool].rekey(entry, joint, now)

@@ -26,7 +26,7 @@ class Fcfs:
 
     step: float = field(default=1.0, metadata={"unit": "s"})
 
-    def key(self, call: Call, estimate: Estimate, run: RunView) -> Key:
+    def key(self, call: Call, estimate: Estimate, run: RunView, now: float) -> Key:
         moment = shifted(call.arrived, call, self.step)
         return Key(start=(moment,), bucket=bucket(moment, 0.25))
 
@@ -38,7 +38,7 @@ class Edf:
     patience: float = field(default=30.0, metadata={"unit": "s"})
     step: float = field(default=1.0, metadata={"unit": "s"})
 
-    def key(self, call: Call, estimate: Estimate, run: RunView) -> Key:
+    def key(self, call: Call, estimate: Estimate, run: RunView, now: float) -> Key:
         deadline = run.started + NO_DEADLINE if run.deadline is None else run.deadline
         moment = shifted(deadline, call, self.step)
         return Key(
@@ -64,7 +64,7 @@ class LeastSlack:
     step: float = field(default=1.0, metadata={"unit": "s"})
     optimism: float = 0.5
 
-    def key(self, call: Call, estimate: Estimate, run: RunView) -> Key:
+    def key(self, call: Call, estimate: Estimate, run: RunView, now: float) -> Key:
         deadline = run.started + NO_DEADLINE if run.deadline is None else run.deadline
         latest = latest_start(deadline, estimate)
         assert latest is not None

@@ -140,7 +140,7 @@ def test_a_pools_policies_are_made_together_and_untried_always_filters() -> None
 @claims("priority", "fcfs")
 def test_fcfs_orders_by_arrival_and_knows_no_deadline() -> None:
     early, late = (
-        Fcfs().key(a_call(arrived=moment), estimate(), run(deadline))
+        Fcfs().key(a_call(arrived=moment), estimate(), run(deadline), 0.0)
         for moment, deadline in ((1.0, 99.0), (2.0, 3.0))
     )
     assert early.start < late.start
@@ -149,22 +149,22 @@ def test_fcfs_orders_by_arrival_and_knows_no_deadline() -> None:
 
 @claims("priority", "fcfs")
 def test_fcfs_counts_a_step_of_priority_as_seconds_of_precedence() -> None:
-    assert Fcfs(step=3.0).key(a_call(arrived=10.0, priority=2), estimate(), run()).start == (4.0,)
+    assert Fcfs(step=3.0).key(a_call(arrived=10.0, priority=2), estimate(), run(), 0.0).start == (4.0,)
 
 
 @claims("priority", "edf")
 def test_edf_orders_by_the_deadline_of_the_run() -> None:
     policy = Edf(patience=30.0)
-    key = policy.key(a_call(arrived=5.0), estimate(service=100.0), run(20.0))
+    key = policy.key(a_call(arrived=5.0), estimate(service=100.0), run(20.0), 0.0)
     assert key == Key(start=(20.0, 5.0), bucket=bucket(20.0, 0.25), lost_at=20.0, starve_at=35.0)
-    sooner = policy.key(a_call(arrived=9.0), estimate(), run(19.0))
+    sooner = policy.key(a_call(arrived=9.0), estimate(), run(19.0), 0.0)
     assert sooner.start < key.start
-    assert policy.key(a_call(arrived=6.0, priority=2), estimate(), run(21.0)).start < key.start
+    assert policy.key(a_call(arrived=6.0, priority=2), estimate(), run(21.0), 0.0).start < key.start
 
 
 @claims("priority", "edf")
 def test_edf_orders_a_run_without_a_deadline_as_if_it_had_an_hour() -> None:
-    key = Edf().key(a_call(arrived=50.0), estimate(), run(None, started=7.0))
+    key = Edf().key(a_call(arrived=50.0), estimate(), run(None, started=7.0), 0.0)
     assert key.start[0] == 7.0 + NO_DEADLINE
     assert key.lost_at is None
 
@@ -172,8 +172,8 @@ def test_edf_orders_a_run_without_a_deadline_as_if_it_had_an_hour() -> None:
 @claims("priority", "least_slack")
 def test_least_slack_orders_by_the_latest_start() -> None:
     policy = LeastSlack(quantum=1.0)
-    tight = policy.key(a_call(), estimate(service=2.0, remaining=10.0), run(20.0))
-    loose = policy.key(a_call(), estimate(service=2.0, remaining=1.0), run(15.0))
+    tight = policy.key(a_call(), estimate(service=2.0, remaining=10.0), run(20.0), 0.0)
+    loose = policy.key(a_call(), estimate(service=2.0, remaining=1.0), run(15.0), 0.0)
     assert tight.start < loose.start  # 8 s against 12 s, though its deadline is later
     assert (tight.bucket, loose.bucket) == (bucket(8.0, 1.0), bucket(12.0, 1.0))
 
@@ -181,25 +181,25 @@ def test_least_slack_orders_by_the_latest_start() -> None:
 @claims("priority", "least_slack")
 def test_least_slack_serves_inside_a_cell_what_is_likeliest_to_end_its_run_per_second() -> None:
     policy = LeastSlack(quantum=5.0)
-    likely = policy.key(a_call(arrived=1.0), estimate(service=2.0, success=0.9), run(14.0))
-    unlikely = policy.key(a_call(), estimate(service=2.0, success=0.1), run(13.0))
-    long = policy.key(a_call(), estimate(service=4.0, success=0.9), run(16.0))
+    likely = policy.key(a_call(arrived=1.0), estimate(service=2.0, success=0.9), run(14.0), 0.0)
+    unlikely = policy.key(a_call(), estimate(service=2.0, success=0.1), run(13.0), 0.0)
+    long = policy.key(a_call(), estimate(service=4.0, success=0.9), run(16.0), 0.0)
     assert likely.bucket == unlikely.bucket == long.bucket
     assert sorted([unlikely.start, long.start, likely.start]) == [likely.start, long.start, unlikely.start]
 
 
 @claims("priority", "least_slack")
 def test_least_slack_gives_a_call_up_when_even_half_of_its_time_is_too_long() -> None:
-    key = LeastSlack().key(a_call(), estimate(service=4.0, remaining=2.0), run(10.0))
+    key = LeastSlack().key(a_call(), estimate(service=4.0, remaining=2.0), run(10.0), 0.0)
     assert key.lost_at == 7.0
-    assert LeastSlack(optimism=1.0).key(a_call(), estimate(4.0, 2.0), run(10.0)).lost_at == 4.0
-    assert LeastSlack().key(a_call(), estimate(), run(None)).lost_at is None
+    assert LeastSlack(optimism=1.0).key(a_call(), estimate(4.0, 2.0), run(10.0), 0.0).lost_at == 4.0
+    assert LeastSlack().key(a_call(), estimate(), run(None), 0.0).lost_at is None
 
 
 @claims("priority", "least_slack")
 def test_least_slack_bounds_the_wait_by_its_patience_and_counts_priority_in_steps() -> None:
-    assert LeastSlack(patience=12.0).key(a_call(arrived=3.0), estimate(), run()).starve_at == 15.0
-    plain, raised = (LeastSlack(step=2.0).key(a_call(priority=p), estimate(), run(50.0)) for p in (0, 4))
+    assert LeastSlack(patience=12.0).key(a_call(arrived=3.0), estimate(), run(), 0.0).starve_at == 15.0
+    plain, raised = (LeastSlack(step=2.0).key(a_call(priority=p), estimate(), run(50.0), 0.0) for p in (0, 4))
     assert plain.bucket - raised.bucket == 4 * 2 / 0.25
 
 
