@@ -1,6 +1,6 @@
 """What a decision costs: CPU time of one `Dispatcher.handle`, by kind of event, under a full load.
 
-    python -m bench.dispatch [--engines 64] [--pools 8] [--waiting 5000] [--shared] [--events 4000]
+    python -m bench.dispatch [--engines 64] [--pools 8] [--waiting 5000] [--shared] [--tokens 6000] [--events 4000]
 
 All engines are full, so many calls wait, and each end of a call starts the next. `--shared` joins all pools into
 one: every engine may then serve every call, the dearest layout.
@@ -32,9 +32,12 @@ from policies.events import (
     Start,
 )
 from policies.pool import EngineLimits, PoolSpec
+from policies.routing.prefix import spans
 from policies.workflow import Edge, Stage, Workflow
 
 LIMITS = EngineLimits(sequences=32, work=120_000.0)
+SHARED = 800
+"""Tokens that a prompt has in common with every 200th of the others."""
 STAGES = 6
 """Stages of the workflow, in a line with a loop at its end; each pool serves all of them."""
 
@@ -42,9 +45,10 @@ STAGES = 6
 class Load:
     """A dispatcher under load, and the CPU time of every event that it was fed, in nanoseconds."""
 
-    def __init__(self, *, engines: int, pools: int, shared: bool, seed: int = 7) -> None:
+    def __init__(self, *, engines: int, pools: int, shared: bool, tokens: int, seed: int = 7) -> None:
         self._rng = Random(seed)  # noqa: S311 - a benchmark's own chance
         self._now = 1000.0
+        self._tokens = tokens
         self._calls = 0
         self.times: dict[str, list[int]] = {}
         self.running: list[Start] = []
@@ -83,10 +87,10 @@ class Load:
         return actions
 
     def arrive(self, label: str | None = None) -> str:
-        """A call of a run under way or a new one, with a prompt of some thousand tokens, mostly known before."""
+        """A call of a run under way or a new one, with a prompt of which the beginning was sent before."""
         self._calls += 1
         rng = self._rng
-        blocks, common = rng.randrange(16, 96), rng.randrange(200)
+        tokens, common = rng.randrange(1000, self._tokens), rng.randrange(200)
         call = Call(
             id=f"call{self._calls}",
             pool=rng.choice(self.pools),
@@ -95,9 +99,9 @@ class Load:
             workflow="agent",
             stage=f"stage{rng.randrange(STAGES)}",
             budget=rng.choice((None, 5.0, 30.0, 600.0)),
-            prompt_tokens=blocks * 64,
-            prefix=tuple(common * 1000 + n if n < 12 else rng.getrandbits(63) for n in range(blocks)),
-            body_bytes=blocks * 256,
+            prompt_tokens=tokens,
+            prefix=tuple(common << 32 | end if end <= SHARED else rng.getrandbits(63) for end in spans(tokens)),
+            body_bytes=tokens * 4,
         )
         self.feed(Arrived(call=call), label)
         return call.id
@@ -133,7 +137,7 @@ def a_workflow(pools: Sequence[str]) -> Workflow:
 
 def loaded(options: argparse.Namespace) -> Load:
     """A dispatcher whose engines are full and in whose queues so many calls wait."""
-    load = Load(engines=options.engines, pools=options.pools, shared=options.shared)
+    load = Load(engines=options.engines, pools=options.pools, shared=options.shared, tokens=options.tokens)
     waiting = 0
     while waiting < options.waiting:
         load.arrive()
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=64)
     parser.add_argument("--pools", type=int, default=8)
     parser.add_argument("--waiting", type=int, default=5000)
+    parser.add_argument("--tokens", type=int, default=6000, help="of the longest prompts; the shortest have 1,000")
     parser.add_argument("--events", type=int, default=4000, help="of each kind")
     parser.add_argument("--shared", action="store_true", help="every engine serves every pool")
     options = parser.parse_args()

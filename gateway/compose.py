@@ -12,6 +12,7 @@ import aiohttp
 from backends.base import Cluster, Engine
 from backends.emulated.cluster import EmulatedCluster
 from backends.emulated.options import EmulatedOptions
+from backends.emulated.profile import ProfileError
 from backends.sql.cache import ExactTexts, ResultCache, ResultKey, generation
 from backends.sql.engine import SqlCluster
 from backends.sql.options import SqlOptions
@@ -43,8 +44,11 @@ from policies.sql import Statement
 async def compose(config: Config, *, seed: int | None = None, report_every: float = 2.0) -> Gateway:
     """Build a gateway. It owns what it was built with; `Gateway.running` starts and ends it.
 
-    Raises ConfigError where the journal cannot be opened.
+    Raises ConfigError where the journal cannot be opened, and for an engine's profile that is none.
     """
+    emulated = {
+        name: _options(name, at) for name, pool in config.pools.items() if isinstance(at := pool.backend, Emulated)
+    }
     plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed)
     journal = _journal(config, plan)
     clock, metrics, access, directory = Clock(), Metrics(), Access(config.auth, config.admin), Directory(config)
@@ -52,7 +56,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     runtime = Runtime(
         dispatcher=plan.dispatcher(),
         pools=plan.pools,
-        clusters={name: _cluster(pool, session) for name, pool in config.pools.items()},
+        clusters={name: _cluster(pool, session, emulated.get(name)) for name, pool in config.pools.items()},
         clock=clock,
         journal=journal,
         watchers=(metrics.watch,),
@@ -104,8 +108,10 @@ def _journal(config: Config, plan: Blueprint) -> Journal | None:
         ) from None
 
 
-def _cluster(pool: Pool, session: aiohttp.ClientSession) -> Cluster:
+def _cluster(pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptions | None) -> Cluster:
     backend = pool.backend
+    if emulated is not None:
+        return EmulatedCluster(model=pool.model or "", options=emulated, connect=_connect(session))
     if isinstance(backend, DuckDb):
         return SqlCluster(
             SqlOptions(
@@ -116,18 +122,22 @@ def _cluster(pool: Pool, session: aiohttp.ClientSession) -> Cluster:
                 max_bytes=backend.max_bytes,
             )
         )
-    if isinstance(backend, Vllm):
-        return AttachedServers(backend.attach, session, backend.api_key or "")
-    return EmulatedCluster(model=pool.model or "", options=_options(backend), connect=_connect(session))
+    assert isinstance(backend, Vllm)
+    return AttachedServers(backend.attach, session, backend.api_key or "")
 
 
 def _connect(session: aiohttp.ClientSession) -> Callable[[str], Engine]:
     return lambda url: HttpEngine(url, session)
 
 
-def _options(backend: Emulated) -> EmulatedOptions:
+def _options(pool: str, backend: Emulated) -> EmulatedOptions:
     settings = backend.model_dump(exclude={"name"})
-    return EmulatedOptions(**{**settings, "script": str(backend.script) if backend.script else None})
+    files = {key: str(path) for key in ("script", "profile") if (path := settings[key])}
+    try:
+        return EmulatedOptions(**{**settings, **files})
+    except ProfileError as error:
+        message = str(error).removeprefix(f"{backend.profile}: ")
+        raise ConfigError(message, file=str(backend.profile), place=("pools", pool, "backend", "profile")) from None
 
 
 def _warehouses(config: Config, parsers: Mapping[str, Parser]) -> dict[str, Warehouse]:

@@ -102,6 +102,9 @@ def _engines(pool: Pool, place: Place) -> Iterator[Fault]:
 
 
 def _emulated(backend: Emulated, place: Place) -> Iterator[Fault]:
+    for key in ("prefill_rate", "decode_step"):
+        if backend.profile and key in backend.model_fields_set:
+            yield (*place, key), "the profile says how long a step takes: leave one of them out"
     capacity = backend.num_gpu_blocks * backend.block_size
     if capacity < KV_LEAST:
         key = "num_gpu_blocks" if "num_gpu_blocks" in backend.model_fields_set else "block_size"

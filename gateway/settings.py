@@ -142,6 +142,7 @@ class Emulated(Part):
     max_num_batched_tokens: Count = 2048
     prefill_rate: Annotated[Number, Field(gt=0)] = 8000.0
     decode_step: Seconds = 0.01
+    profile: ExistingFileOrNone = None
     time_scale: Annotated[Number, Field(gt=0)] = 1.0
     seed: Whole = 0
     faults: Flag = False

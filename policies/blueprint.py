@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from policies.catalog import PolicySet, make_all
+from policies.catalog import Named, PolicySet, make_all, make_gate
 from policies.dispatcher import Dispatcher, Limits
 from policies.pool import PoolSpec
 from policies.workflow import Workflow
+
+OPEN = Named(name="open")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +21,7 @@ class Blueprint:
     workflows: Mapping[str, Workflow]
     policies: Mapping[str, PolicySet]
     limits: Limits
+    gate: Named = OPEN
     seed: int = 0
 
     def dispatcher(self) -> Dispatcher:
@@ -28,5 +31,6 @@ class Blueprint:
             workflows=self.workflows,
             policies={name: make_all(chosen) for name, chosen in self.policies.items()},
             limits=self.limits,
+            gate=make_gate(self.gate),
             seed=self.seed,
         )

@@ -9,22 +9,29 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from policies.admission import PredictedWait, QueueBound
+from policies.borrowing import Always, Borrowing, Gated
+from policies.budget import Adaptive, Budget, Fixed
+from policies.gate import Aimd, GatePolicy, Open, PauseRestore
 from policies.priority import Edf, Fcfs, LeastSlack
 from policies.protocols import Admission, Filter, Picker, Priority, Scorer
 from policies.routing.filters import KvBelow, Untried
 from policies.routing.pickers import Best, TwoChoices
 from policies.routing.pipeline import Pipeline
-from policies.routing.scorers import FreeWork, LeastRunning, OwnPool, PrefixAffinity, RoundRobin
+from policies.routing.scorers import FreeWork, LeastCost, LeastRunning, OwnPool, PrefixAffinity, RoundRobin
 
 CATALOG: Mapping[str, Mapping[str, type]] = MappingProxyType(
     {
         "priority": MappingProxyType({"fcfs": Fcfs, "edf": Edf, "least_slack": LeastSlack}),
         "admission": MappingProxyType({"queue_bound": QueueBound, "predicted_wait": PredictedWait}),
+        "gate": MappingProxyType({"open": Open, "aimd": Aimd, "pause_restore": PauseRestore}),
+        "budget": MappingProxyType({"fixed": Fixed, "adaptive": Adaptive}),
+        "borrowing": MappingProxyType({"always": Always, "gated": Gated}),
         "filters": MappingProxyType({"untried": Untried, "kv_below": KvBelow}),
         "scorers": MappingProxyType(
             {
                 "prefix_affinity": PrefixAffinity,
                 "free_work": FreeWork,
+                "least_cost": LeastCost,
                 "least_running": LeastRunning,
                 "round_robin": RoundRobin,
                 "own_pool": OwnPool,
@@ -60,6 +67,8 @@ class PolicySet:
         Named(name="free_work", weight=1.0),
     )
     picker: Named = Named(name="best")
+    budget: Named = Named(name="fixed")
+    borrowing: Named = Named(name="always")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +78,14 @@ class Policies:
     priority: Priority
     admission: Admission
     routing: Pipeline
+    budget: Budget
+    borrowing: Borrowing
 
 
 def parameters(slot: str, name: str) -> dict[str, str]:
     """The parameters of a policy, each with its unit (`s` for seconds, empty for a plain number)."""
     fields = dataclasses.fields(_lookup(slot, name))
-    return {field.name: str(field.metadata.get("unit", "")) for field in fields}
+    return {field.name: str(field.metadata.get("unit", "")) for field in fields if field.init}
 
 
 def make(slot: str, named: Named) -> object:
@@ -101,7 +112,14 @@ def make_all(chosen: PolicySet) -> Policies:
             scorers=tuple((named.weight, cast(Scorer, make("scorers", named))) for named in chosen.scorers),
             picker=cast(Picker, make("picker", chosen.picker)),
         ),
+        budget=cast(Budget, make("budget", chosen.budget)),
+        borrowing=cast(Borrowing, make("borrowing", chosen.borrowing)),
     )
+
+
+def make_gate(named: Named) -> GatePolicy:
+    """The gate on runs, one for all pools."""
+    return cast(GatePolicy, make("gate", named))
 
 
 def _lookup(slot: str, name: str) -> Any:

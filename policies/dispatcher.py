@@ -13,14 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from policies.calls import Call, Estimate, Fate
+from policies.calls import Call, Estimate, Fate, Outcome
 from policies.catalog import Policies
 from policies.events import (
     Abort,
     Action,
     Arrived,
-    Drained,
-    EngineGone,
     EngineUp,
     Event,
     Failed,
@@ -32,20 +30,25 @@ from policies.events import (
     Refused,
     Reported,
     Retire,
-    Scaled,
     Start,
     Wake,
     Woken,
 )
-from policies.fleet import Fleet, groups
+from policies.fleet import Fleet, FleetEvent, groups
+from policies.gate import Gate, GatePolicy
+from policies.gate import Open as AlwaysOpen
+from policies.lines import Lines
 from policies.pool import EngineState, EngineView, PoolSpec, PoolView, Slot
 from policies.profiles import Profiles
-from policies.protocols import Admit
-from policies.queue import LOST, StageQueues, Waiting
-from policies.routing.placement import place, work
+from policies.protocols import Admit, Key, RunView
+from policies.queue import LOST, Waiting
+from policies.reviews import Reviews
+from policies.routing.placement import Floor, work
 from policies.routing.prefix import PrefixIndex
 from policies.runs import Run, Runs
 from policies.slack import slack
+from policies.tenants import Tenants
+from policies.tracking import Tracked
 from policies.workflow import Workflow
 
 LOST_OFFSET = 1 << 30
@@ -56,30 +59,12 @@ RETRY_SHARE, RETRY_FIRST, RETRY_MOST = 0.2, 10.0, 100.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of the scheduler's own state. `run_idle` in seconds; `prefix_blocks` per engine, a million tokens."""
+    """Bounds of the scheduler's own state. `run_idle` in seconds; `prefix_tokens` per engine."""
 
     attempts: int = 3
     runs: int = 100_000
     run_idle: float = 900.0
-    prefix_blocks: int = 16_384
-
-
-@dataclass(slots=True, eq=False)
-class _Tracked:
-    """Where one call is: `attempt` and `engine` as it runs, `entry.queued` as it waits, `leader` as it follows.
-
-    `trouble` is how its last attempt failed.
-    """
-
-    call: Call
-    run: Run
-    visit: int
-    entry: Waiting | None = None
-    attempt: int | None = None
-    engine: str = ""
-    attempts: int = 0
-    leader: str | None = None
-    trouble: Reason = "broken"
+    prefix_tokens: int = 1_048_576
 
 
 class Dispatcher:
@@ -92,19 +77,27 @@ class Dispatcher:
         workflows: Mapping[str, Workflow],
         policies: Mapping[str, Policies],
         limits: Limits,
+        gate: GatePolicy | None = None,
         seed: int = 0,
     ) -> None:
         self._specs = pools
         self._workflows = workflows
         self._policies = policies
         self._limits = limits
-        self._rng = Random(seed)  # noqa: S311 - drawn for load spreading and for replay, not for secrets
         self.fleet = Fleet(pools)
         self.runs = Runs(limit=limits.runs, idle=limits.run_idle)
         self.profiles = Profiles(pools, workflows)
-        self.prefixes = PrefixIndex(limits.prefix_blocks)
-        self._queues = {name: StageQueues() for name in pools}
-        self._calls: dict[str, _Tracked] = {}
+        self.prefixes = PrefixIndex(limits.prefix_tokens)
+        self.tenants = Tenants()
+        self.gate = Gate(gate or AlwaysOpen())
+        self._reviews = Reviews(pools, {name: chosen.budget for name, chosen in policies.items()}, self.gate)
+        self._lines = Lines(pools, self.gate, self._renewed)
+        self._floor = Floor(
+            prefixes=self.prefixes,
+            rng=Random(seed),  # noqa: S311 - drawn for load spreading and for replay, not for secrets
+            waits=self._lines.__contains__,
+        )
+        self._calls: dict[str, Tracked] = {}
         self._retries = dict.fromkeys(pools, RETRY_FIRST)
         self._groups = groups(self.fleet.borrowers)
         self._order = 0
@@ -121,7 +114,7 @@ class Dispatcher:
             case Joined():
                 touched = self._joined(event, now)
             case FirstToken():
-                touched = self._first_token(event)
+                touched = self._first_token(event, now)
             case Finished():
                 touched = self._finished(event, now, out)
             case Failed():
@@ -135,6 +128,8 @@ class Dispatcher:
         for action in out:
             if isinstance(action, Retire):
                 self.prefixes.drop_engine(action.engine)
+        if self._reviews.needed:
+            self._plan_wake(now, out)
         return out
 
     # --- what is known from outside -------------------------------------------------------------------------
@@ -142,12 +137,11 @@ class Dispatcher:
     def pool_view(self, pool: str, now: float) -> PoolView:
         """A pool as admission and the admin API see it."""
         spec = self._specs[pool]
-        queues = self._queues[pool]
         usable = [engine for engine in self.fleet.serving(pool) if engine.usable(now)]
         return PoolView(
             name=pool,
-            waiting=len(queues),
-            waiting_bytes=queues.body_bytes,
+            waiting=self._lines.waiting(pool),
+            waiting_bytes=self._lines.waiting_bytes(pool),
             queue_calls=spec.queue_calls,
             queue_bytes=spec.queue_bytes,
             running=sum(len(engine.slots) for engine in usable),
@@ -157,7 +151,7 @@ class Dispatcher:
 
     def waiting_by_stage(self, pool: str) -> dict[str, int]:
         """How many calls wait in a pool, by stage; those of stages without a queue of their own under ''."""
-        return self._queues[pool].by_stage()
+        return self._lines.by_stage(pool)
 
     @property
     def calls(self) -> int:
@@ -172,17 +166,14 @@ class Dispatcher:
         if event.recalled:
             return ()
         if self.fleet.stranded(call.pool):
-            self._refuse(tracked, "no_engine", self.profiles.mean_service(call.pool), out)
-            return ()
-        policies, view, queues = self._policies[call.pool], tracked.run.view(), self._queues[call.pool]
+            return self._refuse(tracked, "no_engine", self.profiles.mean_service(call.pool), now, out)
+        policies, view = self._policies[call.pool], self._view(tracked)
         if view.first:
             verdict = policies.admission.decide(call, estimate, view, self.pool_view(call.pool, now), now)
             if not isinstance(verdict, Admit):
-                self._refuse(tracked, "late" if verdict.late else "queue_full", verdict.retry_after, out)
-                return ()
-        elif queues.beyond(self._specs[call.pool], call):
-            self._refuse(tracked, "overloaded", self.profiles.mean_service(call.pool), out)
-            return ()
+                return self._refuse(tracked, "late" if verdict.late else "queue_full", verdict.retry_after, now, out)
+        elif self._lines.full(call):
+            return self._refuse(tracked, "overloaded", self.profiles.mean_service(call.pool), now, out)
         self._order += 1
         tracked.entry = Waiting(
             call=call,
@@ -194,8 +185,7 @@ class Dispatcher:
             since=now,
         )
         self._retries[call.pool] = min(RETRY_MOST, self._retries[call.pool] + RETRY_SHARE)
-        self._queues[call.pool].push(tracked.entry, now)
-        return (call.pool,)
+        return self._lines.enter(tracked.entry, tracked.run, now)
 
     def _joined(self, event: Joined, now: float) -> Sequence[str]:
         tracked, estimate = self._enter(event.call, now)
@@ -203,18 +193,15 @@ class Dispatcher:
         leader = self._calls.get(event.leader)
         if leader is None or leader.entry is None or not leader.entry.queued:
             return ()
-        entry = leader.entry
-        key = self._policies[leader.call.pool].priority.key(event.call, estimate, tracked.run.view(), now)
-        joint = entry.key.joined(key)
-        if joint != entry.key:
-            self._queues[leader.call.pool].rekey(entry, joint, now)
-        return (leader.call.pool,)
+        priority = self._policies[leader.call.pool].priority
+        return self._lines.hurry(leader.entry, priority.key(event.call, estimate, self._view(tracked), now), now)
 
-    def _first_token(self, event: FirstToken) -> Sequence[str]:
+    def _first_token(self, event: FirstToken, now: float) -> Sequence[str]:
         tracked = self._current(event.call, event.attempt)
         if tracked is None:
             return ()
         engine = self._engine_of(tracked)
+        self._reviews.began(engine.pool, now - engine.slots[event.attempt].since)
         engine.prefilled(event.attempt)
         engine.succeeded()
         return self.fleet.borrowers[engine.pool]
@@ -230,14 +217,14 @@ class Dispatcher:
             touched = self._release(tracked, now, out)
             if outcome.fate in ("ok", "error", "empty"):
                 engine.succeeded()
+            if outcome.cached_tokens is not None:
+                self._reviews.found(outcome.prompt_tokens, outcome.cached_tokens)
             if outcome.fate == "ok" or (call.kind == "sql" and outcome.fate in ("error", "empty")):
                 # What an LLM engine declines at once says nothing of how long it takes to answer.
                 self.profiles.observe(call, tracked.visit, outcome)
-        elif tracked.entry is not None:
-            self._queues[tracked.call.pool].remove(tracked.entry)
-            touched = (call.pool,)
-        self._forget(tracked, outcome.fate)
-        return touched
+        else:
+            touched = self._lines.take(tracked.entry)
+        return (*touched, *self._forget(tracked, outcome.fate, now, outcome))
 
     def _failed(self, event: Failed, now: float, out: list[Action]) -> Sequence[str]:
         tracked = self._current(event.call, event.attempt)
@@ -251,10 +238,10 @@ class Dispatcher:
         tracked.trouble = event.trouble
         spent = tracked.attempts >= self._limits.attempts or self._retries[pool] < 1.0
         if event.final or spent:
-            self._refuse(tracked, event.trouble, None if event.final else 1.0, out)
+            touched = (*touched, *self._refuse(tracked, event.trouble, None if event.final else 1.0, now, out))
         else:
             self._retries[pool] -= 1.0
-            self._wait_or_give_up(tracked.entry, now, out)
+            touched = (*touched, *self._wait_or_give_up(tracked.entry, now, out))
         self._plan_wake(now, out)
         return touched
 
@@ -262,33 +249,59 @@ class Dispatcher:
         tracked = self._calls.get(event.call)
         if tracked is None:
             return ()
-        touched: Sequence[str] = ()
         if tracked.attempt is not None:
             out.append(Abort(call=event.call, attempt=tracked.attempt))
             touched = self._release(tracked, now, out)
-        elif tracked.entry is not None:
-            self._queues[tracked.call.pool].remove(tracked.entry)
-            touched = (tracked.call.pool,)
+        else:
+            touched = self._lines.take(tracked.entry)
         # A follower may come again under its own name, when its leader is refused: it has not begun yet.
-        self._forget(tracked, "cancelled" if tracked.leader is None else None)
-        return touched
+        return (*touched, *self._forget(tracked, "cancelled" if tracked.leader is None else None, now))
 
-    def _enter(self, call: Call, now: float) -> tuple[_Tracked, Estimate]:
+    def _enter(self, call: Call, now: float) -> tuple[Tracked, Estimate]:
         assert call.id not in self._calls
         run, visit = self.runs.enter(call, self._workflows.get(call.workflow), now)
-        tracked = self._calls[call.id] = _Tracked(call=call, run=run, visit=visit)
+        tracked = self._calls[call.id] = Tracked(call=call, run=run, visit=visit)
+        self.tenants.came(call.tenant)
         return tracked, self.profiles.estimate(call, visit, run.calls - 1)
 
-    def _forget(self, tracked: _Tracked, fate: Fate | None) -> None:
-        call = tracked.call
+    def _forget(
+        self, tracked: Tracked, fate: Fate | None, now: float, outcome: Outcome | None = None
+    ) -> Sequence[str]:
+        """Let go of a call that has ended, or never began; returns the pools in which others may queue because of
+        it.
+        """
+        call, run = tracked.call, tracked.run
         del self._calls[call.id]
+        self.tenants.went(call.tenant, tracked.served)
         workflow = self._workflows.get(call.workflow)
         last = workflow is not None and call.stage in workflow.stages and workflow.ends(call.stage) >= 1.0
         self.runs.leave(call, fate, over=last and fate == "ok")
+        hurried = self._hurry_the_last(run, now)
+        return (*hurried, *self._lines.ended(tracked.entry, run, now, over=run.key not in self.runs))
 
-    def _refuse(self, tracked: _Tracked, reason: Reason, retry_after: float | None, out: list[Action]) -> None:
+    def _refuse(
+        self, tracked: Tracked, reason: Reason, retry_after: float | None, now: float, out: list[Action]
+    ) -> Sequence[str]:
         out.append(Refused(call=tracked.call.id, reason=reason, retry_after=retry_after))
-        self._forget(tracked, "error" if tracked.attempts else None)
+        return self._forget(tracked, "error" if tracked.attempts else None, now)
+
+    def _view(self, tracked: Tracked) -> RunView:
+        return tracked.run.view(lead=self.tenants.lead(tracked.call.tenant))
+
+    # --- urgency ----------------------------------------------------------------------------------------------
+
+    def _renewed(self, entry: Waiting, now: float) -> Key:
+        view = self._view(self._calls[entry.call.id])
+        return self._policies[entry.call.pool].priority.key(entry.call, entry.estimate, view, now)
+
+    def _hurry_the_last(self, run: Run, now: float) -> Sequence[str]:
+        """The last of several calls that were open together holds up its whole run."""
+        if len(run.open) != 1:
+            return ()
+        tracked = self._calls.get(next(iter(run.open)))
+        if tracked is None or tracked.entry is None or not tracked.entry.queued:
+            return ()
+        return self._lines.hurry(tracked.entry, self._renewed(tracked.entry, now), now)
 
     # --- queues -----------------------------------------------------------------------------------------------
 
@@ -301,7 +314,7 @@ class Dispatcher:
         kept: set[str] = set()
         if not self.fleet.has_room(group, kept, now):
             return
-        queues = [queue for pool in group for queue in self._queues[pool].lines()]
+        queues = [queue for pool in group for queue in self._lines.of(pool)]
         heads = [(head.place(), queue) for queue in queues if (head := queue.head(now)) is not None]
         heapq.heapify(heads)
         passed: list[Waiting] = []
@@ -309,22 +322,21 @@ class Dispatcher:
             queue = heapq.heappop(heads)[1]
             head = queue.head(now)
             assert head is not None
-            choice = place(
+            policies = self._policies[head.call.pool]
+            choice, asked = self._floor.place(
                 head,
                 self.fleet.serving(head.call.pool),
                 kept=kept,
-                prefixes=self.prefixes,
-                routing=self._policies[head.call.pool].routing,
-                rng=self._rng,
+                routing=policies.routing,
+                borrowing=policies.borrowing,
                 now=now,
             )
             if choice is not None:
                 self._start(head, choice, now, out)
             else:
-                serving = self.fleet.serving(head.call.pool)
-                kept.update(engine.name for engine in serving if engine.name not in head.tried)
+                kept.update(name for name in asked if name not in head.tried)
                 if head.tried:
-                    self._queues[head.call.pool].remove(head)
+                    self._lines.take(head)
                     passed.append(head)
             if not self.fleet.has_room(group, kept, now):
                 break
@@ -334,24 +346,32 @@ class Dispatcher:
         for entry in passed:
             self._wait_or_give_up(entry, now, out)
 
-    def _wait_or_give_up(self, entry: Waiting, now: float, out: list[Action]) -> None:
+    def _wait_or_give_up(self, entry: Waiting, now: float, out: list[Action]) -> Sequence[str]:
         """Go on waiting for an engine that has not failed this call yet, as long as there is one."""
         if self._untried(entry, now):
-            self._queues[entry.call.pool].push(entry, now)
-        else:
-            tracked = self._calls[entry.call.id]
-            self._refuse(tracked, tracked.trouble, 1.0, out)
+            return self._lines.push([entry], now)
+        tracked = self._calls[entry.call.id]
+        return self._refuse(tracked, tracked.trouble, 1.0, now, out)
 
     def _start(self, entry: Waiting, choice: EngineView, now: float, out: list[Action]) -> None:
         call = entry.call
-        self._queues[entry.call.pool].remove(entry)
+        self._lines.take(entry)
         tracked, engine = self._calls[call.id], self.fleet.get(choice.name)
         assert engine is not None
         self._attempt += 1
         tracked.attempt, tracked.engine = self._attempt, engine.name
         tracked.attempts += 1
         prefill, decode = work(entry, choice.matched)
-        slot = Slot(call.id, self._attempt, prefill, decode, now, choice.matched)
+        slot = Slot(
+            call=call.id,
+            attempt=self._attempt,
+            prefill=prefill,
+            decode=decode,
+            since=now,
+            expected_cached=choice.matched,
+            fresh=prefill + entry.estimate.output_tokens[0],
+            borrowed=engine.pool != call.pool,
+        )
         engine.take(slot, self._attempt)
         self.prefixes.sent(call.prefix, engine.name)
         out.append(
@@ -367,11 +387,14 @@ class Dispatcher:
             )
         )
 
-    def _release(self, tracked: _Tracked, now: float, out: list[Action]) -> Sequence[str]:
+    def _release(self, tracked: Tracked, now: float, out: list[Action]) -> Sequence[str]:
         """Give back the slot of a running call; returns the pools that may use it now."""
         engine = self._engine_of(tracked)
         assert tracked.attempt is not None
-        engine.give_back(tracked.attempt)
+        slot = engine.give_back(tracked.attempt)
+        assert slot is not None
+        # Its share of the engine's time, were it as crowded all along as in the mean of its beginning and its end.
+        tracked.served += 2.0 * (now - slot.since) / (slot.crowd + len(engine.slots) + 1)
         tracked.attempt, tracked.engine = None, ""
         out += self.fleet.settle(engine, now)
         return self.fleet.borrowers[engine.pool]
@@ -382,60 +405,48 @@ class Dispatcher:
             for engine in self.fleet.serving(entry.call.pool)
         )
 
-    def _current(self, call: str, attempt: int) -> _Tracked | None:
+    def _current(self, call: str, attempt: int) -> Tracked | None:
         tracked = self._calls.get(call)
         return tracked if tracked is not None and tracked.attempt == attempt else None
 
-    def _engine_of(self, tracked: _Tracked) -> EngineState:
+    def _engine_of(self, tracked: Tracked) -> EngineState:
         engine = self.fleet.get(tracked.engine)
         assert engine is not None
         return engine
 
     # --- engines ----------------------------------------------------------------------------------------------
 
-    def _fleet_event(
-        self,
-        event: Reported | Scaled | Drained | EngineUp | EngineGone | Woken,
-        now: float,
-        out: list[Action],
-    ) -> Sequence[str]:
+    def _fleet_event(self, event: FleetEvent, now: float, out: list[Action]) -> Sequence[str]:
         pools: Sequence[str] = tuple(self._specs)
-        match event:
-            case Reported():
-                self.fleet.reported(event, now)
-                engine = self.fleet.get(event.engine)
-                pools = () if engine is None else self.fleet.borrowers[engine.pool]
-            case Scaled():
-                out += self.fleet.scaled(event.pool, event.engines, now)
-            case Drained():
-                out += self.fleet.drained(event.engine, now)
-            case EngineUp():
-                if self.fleet.get(event.engine) is not None:
-                    self.prefixes.add_engine(event.engine, event.limits.prefix_blocks)
-                self.fleet.up(event)
-            case EngineGone():
-                out += self.fleet.gone(event.engine, now)
-            case Woken():
-                self._wake_at = None
-                out += self.fleet.woken(now)
+        if isinstance(event, Reported):
+            engine = self.fleet.get(event.engine)
+            pools = () if engine is None else self.fleet.borrowers[engine.pool]
+        if isinstance(event, EngineUp) and self.fleet.get(event.engine) is not None:
+            self.prefixes.add_engine(event.engine, event.limits.kv_tokens)
+            self._reviews.joined(self.fleet, event.engine)
+        if isinstance(event, Woken):
+            self._wake_at = None
+            self._lines.push(self._reviews.held(self.fleet, now), now)
+        out += self.fleet.handle(event, now)
         self._refuse_stranded(now, out)
         self._plan_wake(now, out)
         return pools
 
     def _refuse_stranded(self, now: float, out: list[Action]) -> None:
         """Let go the calls that wait in a pool which has no engine left and gets none."""
-        for pool, queues in self._queues.items():
-            if not queues or not self.fleet.stranded(pool):
+        for pool in self._specs:
+            if pool not in self._lines or not self.fleet.stranded(pool):
                 continue
-            for queue in queues.lines():
+            for queue in self._lines.of(pool):
                 while (entry := queue.head(now)) is not None:
-                    self._queues[entry.call.pool].remove(entry)
-                    self._refuse(self._calls[entry.call.id], "no_engine", 1.0, out)
+                    self._lines.take(entry)
+                    self._refuse(self._calls[entry.call.id], "no_engine", 1.0, now, out)
 
     def _plan_wake(self, now: float, out: list[Action]) -> None:
         """Ask to be woken when the fleet has something to try again; only failures and the fleet's own events
         change when that is."""
-        at = self.fleet.next_turn(now)
+        turns = [self.fleet.next_turn(now), self._reviews.next_at() if self._calls and self._reviews.needed else None]
+        at = min((turn for turn in turns if turn is not None), default=None)
         if at is not None and at != self._wake_at:
             out.append(Wake(at=at))
         self._wake_at = at

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from policies.events import Action, EngineUp, Launch, Reported, Retire
+from policies.events import Action, Drained, EngineGone, EngineUp, Launch, Reported, Retire, Scaled, Woken
 from policies.pool import EngineState, PoolSpec, lending
 
+FleetEvent = Reported | Scaled | Drained | EngineUp | EngineGone | Woken
 RELAUNCH_FIRST, RELAUNCH_LONGEST = 0.5, 30.0
 """Seconds before a failed launch is tried again, doubling from the first to the longest."""
 
@@ -39,6 +40,7 @@ class Fleet:
         self._rosters = {name: _Roster(spec) for name, spec in specs.items()}
         self._engines: dict[str, EngineState] = {}
         self._lenders = {name: spec.lenders or (name,) for name, spec in specs.items()}
+        self._serving: dict[str, list[EngineState]] = {}
         self.borrowers = lending(specs)
 
     def __iter__(self) -> Iterator[EngineState]:
@@ -51,9 +53,13 @@ class Fleet:
         """A pool's own engines, whatever their state."""
         return list(self._rosters[pool].engines.values())
 
-    def serving(self, pool: str) -> list[EngineState]:
-        """The engines that may take a pool's calls, own before borrowed."""
-        return [engine for lender in self._lenders[pool] for engine in self._rosters[lender].engines.values()]
+    def serving(self, pool: str) -> Sequence[EngineState]:
+        """The engines that may take a pool's calls, those of other pools among them."""
+        known = self._serving.get(pool)
+        if known is None:
+            known = [engine for lender in self._lenders[pool] for engine in self._rosters[lender].engines.values()]
+            self._serving[pool] = known
+        return known
 
     def target(self, pool: str) -> int:
         return self._rosters[pool].target
@@ -72,6 +78,23 @@ class Fleet:
             for pool in pools
             for engine in self._rosters[pool].engines.values()
         )
+
+    def handle(self, event: FleetEvent, now: float) -> list[Action]:
+        """Take in what happened to engines, or was ordered."""
+        match event:
+            case Reported():
+                self.reported(event, now)
+            case Scaled():
+                return self.scaled(event.pool, event.engines, now)
+            case Drained():
+                return self.drained(event.engine, now)
+            case EngineUp():
+                self.up(event)
+            case EngineGone():
+                return self.gone(event.engine, now)
+            case Woken():
+                return self.woken(now)
+        return []
 
     def scaled(self, pool: str, engines: int, now: float) -> list[Action]:
         """Set how many engines a pool shall have, within its bounds."""
@@ -165,6 +188,7 @@ class Fleet:
             return []
         del self._engines[state.name]
         del self._rosters[state.pool].engines[state.name]
+        self._serving.clear()
         return [Retire(pool=state.pool, engine=state.name)]
 
     def woken(self, now: float) -> list[Action]:
@@ -187,6 +211,7 @@ class Fleet:
         roster.named += 1
         state = EngineState(name=name, pool=roster.spec.name, limits=roster.spec.limits)
         self._engines[name] = roster.engines[name] = state
+        self._serving.clear()
         return Launch(pool=roster.spec.name, engine=name)
 
 

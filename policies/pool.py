@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.calls import Kind
-from policies.routing.prefix import BLOCK_TOKENS
 
 EngineStatus = Literal["starting", "ready", "draining", "gone"]
 
@@ -29,11 +28,6 @@ class EngineLimits:
     sequences: int
     work: float = UNLIMITED
     kv_tokens: int | None = None
-
-    @property
-    def prefix_blocks(self) -> int | None:
-        """How many blocks of a prefix index its KV memory amounts to."""
-        return None if self.kv_tokens is None else self.kv_tokens // BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +53,11 @@ class PoolSpec:
 
 @dataclass(slots=True)
 class Slot:
-    """One attempt in an engine. `prefill` and `decode` are its committed work in tokens, 4 for one to be written."""
+    """One attempt in an engine. `prefill` and `decode` are its committed work in tokens, 4 for one to be written.
+
+    `fresh` tokens of KV memory it will hold that were not there before it; `borrowed` says that it is a call of
+    another pool than the engine's; `crowd` is how many calls the engine ran when this one began, itself among them.
+    """
 
     call: str
     attempt: int
@@ -67,15 +65,23 @@ class Slot:
     decode: float
     since: float
     expected_cached: int
+    fresh: float = 0.0
+    borrowed: bool = False
+    crowd: int = 1
 
     @property
     def work(self) -> float:
         return self.prefill + self.decode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class EngineView:
-    """What filters, scorers and pickers see of an engine. `matched` tokens of the call's prompt it probably holds."""
+    """What filters, scorers and pickers see of an engine, for one call. Theirs to read only.
+
+    `matched` tokens of the call's prompt it probably holds. `budget` is the committed work that it may have, of
+    which it has `work`, with `prefill` tokens still to be computed, and `on_loan` in calls of other pools.
+    `footprint` tokens of its KV memory are worth keeping: what it was sent more than once, and what its calls add.
+    """
 
     name: str
     pool: str
@@ -86,13 +92,24 @@ class EngineView:
     matched: int
     last_start: int
     tried: bool
+    budget: float = UNLIMITED
+    prefill: float = 0.0
+    on_loan: float = 0.0
+    footprint: float = 0.0
+
+    @property
+    def load(self) -> float:
+        """The share of its capacity that is taken: of its seats or of its budget, whichever is scarcer."""
+        return max(self.running / self.limits.sequences, self.work / self.budget)
 
 
 @dataclass(slots=True)
 class EngineState:
     """One engine: its attempts, its committed work, its health. Owned by the dispatcher.
 
-    `for_good` marks one that was told to go, as against one that its pool can spare for now.
+    `budget` is the committed work that it may have at once, `prefill` the part of `work` that is still to be
+    computed from prompts, `on_loan` the part that is other pools'. `fresh` tokens of KV memory its calls add to what
+    was there. `for_good` marks one that was told to go, as against one that its pool can spare for now.
     """
 
     name: str
@@ -100,7 +117,11 @@ class EngineState:
     limits: EngineLimits
     status: EngineStatus = "starting"
     slots: dict[int, Slot] = field(default_factory=dict)
+    budget: float = UNLIMITED
     work: float = 0.0
+    prefill: float = 0.0
+    on_loan: float = 0.0
+    fresh: float = 0.0
     kv_use: float = 0.0
     reported_running: int = 0
     reported_waiting: int = 0
@@ -121,10 +142,11 @@ class EngineState:
             return True
         if self.ejections and self.failures:
             return False
-        return len(self.slots) < self.limits.sequences and self.work + work <= self.limits.work
+        within = min(self.budget, self.limits.work)
+        return len(self.slots) < self.limits.sequences and self.work + work <= within
 
-    def view(self, *, matched: int, tried: bool) -> EngineView:
-        """The engine as routing sees it for one call."""
+    def view(self, *, matched: int, tried: bool, hot: int = 0) -> EngineView:
+        """The engine as routing sees it for one call; `hot` tokens of its prefix cache are worth keeping."""
         return EngineView(
             name=self.name,
             pool=self.pool,
@@ -135,17 +157,24 @@ class EngineState:
             matched=matched,
             last_start=self.last_start,
             tried=tried,
+            budget=min(self.budget, self.limits.work),
+            prefill=self.prefill,
+            on_loan=self.on_loan,
+            footprint=hot + self.fresh,
         )
 
     def take(self, slot: Slot, order: int) -> None:
         self.slots[slot.attempt] = slot
-        self.work += slot.work
+        slot.crowd = len(self.slots)
         self.last_start = order
+        self._account(slot, 1)
 
     def give_back(self, attempt: int) -> Slot | None:
         slot = self.slots.pop(attempt, None)
         if slot is not None:
-            self.work = self.work - slot.work if self.slots else 0.0
+            self._account(slot, -1)
+            if not self.slots:  # what rounding has left
+                self.work = self.prefill = self.on_loan = self.fresh = 0.0
         return slot
 
     def prefilled(self, attempt: int) -> None:
@@ -153,7 +182,16 @@ class EngineState:
         slot = self.slots.get(attempt)
         if slot is not None:
             self.work -= slot.prefill
+            self.prefill -= slot.prefill
+            self.on_loan -= slot.prefill if slot.borrowed else 0.0
             slot.prefill = 0.0
+
+    def _account(self, slot: Slot, sign: int) -> None:
+        self.work += sign * slot.work
+        self.prefill += sign * slot.prefill
+        self.fresh += sign * slot.fresh
+        if slot.borrowed:
+            self.on_loan += sign * slot.work
 
     def succeeded(self) -> None:
         self.failures = 0

@@ -105,9 +105,9 @@ class Filter(Protocol):
 
 
 class Scorer(Protocol):
-    """How well an engine suits a call: 0 worst, 1 best, compared among the engines at hand."""
+    """How well each of the engines at hand suits a call: 0 worst, 1 best. There is at least one."""
 
-    def score(self, call: Call, engine: EngineView, others: Sequence[EngineView]) -> float: ...
+    def scores(self, call: Call, engines: Sequence[EngineView]) -> Sequence[float]: ...
 
 
 class Picker(Protocol):

@@ -1,16 +1,17 @@
 """The calls that wait in a pool, by stage; at each stage in three heaps: starved before live before lost.
 
-A call's key is fixed when it arrives; only the passing of `starve_at` and `lost_at` moves it between heaps, and
-that is looked at when the head is asked for. The starved are served in the order in which they became so: were
-it their key, those of little urgency would go on starving. Entries that left stay in their heap until they
-surface or until they outnumber the living.
+A call's key is fixed when it arrives; only the passing of `starve_at` and `lost_at` moves it between heaps, and that
+of `until` asks for another key. All this is looked at when the head is asked for. The starved are served in the
+order in which they became so: were it their key, those of little urgency would go on starving. Entries that left
+stay in their heap until they surface or until they outnumber the living.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from policies.calls import Call, Estimate
 from policies.pool import PoolSpec
@@ -50,13 +51,19 @@ class Waiting:
         return self.rank, self.key.start, self.order
 
 
+Renew = Callable[[Waiting, float], Key]
+"""The key of a waiting call as it is now."""
+KEPT_LEAST = 0.05
+"""Seconds that a renewed key holds at least, whatever its policy says: a clock that stands still must not spin."""
+
 _Item = tuple[tuple[float, ...], int, int, Waiting]
 
 
 class StageQueue:
     """A priority queue of waiting calls with removal and change of key."""
 
-    def __init__(self) -> None:
+    def __init__(self, renew: Renew) -> None:
+        self._renew = renew
         self._heaps: tuple[list[_Item], list[_Item], list[_Item]] = ([], [], [])
         self._turns: list[tuple[float, int, int, Waiting]] = []
         self._count = 0
@@ -110,14 +117,20 @@ class StageQueue:
         _, start, order = entry.place()
         heapq.heappush(self._heaps[entry.rank], (start, order, entry.stamp, entry))
         turn = {STARVED: math.inf, LIVE: min(starve, lost), LOST: starve}[entry.rank]
+        if entry.rank != STARVED and entry.key.until is not None:
+            turn = min(turn, entry.key.until)
         if turn < math.inf:
             heapq.heappush(self._turns, (turn, order, entry.stamp, entry))
 
     def _advance(self, now: float) -> None:
         while self._turns and self._turns[0][0] <= now:
             _, _, stamp, entry = heapq.heappop(self._turns)
-            if entry.queued and stamp == entry.stamp:
-                self._place(entry, now)
+            if not entry.queued or stamp != entry.stamp:
+                continue
+            if entry.key.until is not None and entry.key.until <= now:
+                key = self._renew(entry, now)
+                entry.key = replace(key, until=max(key.until, now + KEPT_LEAST)) if key.until is not None else key
+            self._place(entry, now)
 
     def _compact_if_sparse(self) -> None:
         """Throw out what is void once it outnumbers the living; each of these has up to two valid places."""
@@ -133,7 +146,8 @@ class StageQueue:
 class StageQueues:
     """The queues of one pool: one for each stage at which calls wait, as long as they do."""
 
-    def __init__(self) -> None:
+    def __init__(self, renew: Renew) -> None:
+        self._renew = renew
         self._queues: dict[str, StageQueue] = {}
         self._count = 0
         self.body_bytes = 0
@@ -152,7 +166,7 @@ class StageQueues:
         entry.line = stage if stage in self._queues or len(self._queues) < LINES else ""
         queue = self._queues.get(entry.line)
         if queue is None:
-            queue = self._queues[entry.line] = StageQueue()
+            queue = self._queues[entry.line] = StageQueue(self._renew)
         queue.push(entry, now)
         self._count += 1
         self.body_bytes += entry.call.body_bytes

@@ -37,8 +37,10 @@ class Run:
     history: deque[tuple[str, Fate]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     declared_over: bool = False
 
-    def view(self) -> RunView:
-        return RunView(deadline=self.deadline, started=self.started, calls=self.calls, first=self.calls <= 1)
+    def view(self, lead: float = 0.0) -> RunView:
+        return RunView(
+            deadline=self.deadline, started=self.started, calls=self.calls, first=self.calls <= 1, lead=lead
+        )
 
     def counter(self, stage: str) -> str:
         """The name under which the visits to a stage are counted."""
@@ -58,6 +60,9 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self._runs)
+
+    def __contains__(self, key: RunKey) -> bool:
+        return key in self._runs
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self._runs.values())

@@ -10,16 +10,20 @@ The rules, one step at a time:
   preempted admits nobody;
 - the last token of a sequence is never taken from the cache, because a step must compute it to go on.
 
+While every running sequence decodes and nobody can be admitted, steps differ in their context only. Such steps may
+be taken together, as a *leap*, at the cost of one: its time is a closed form, and its end leaves all as single steps
+would have.
+
 Nothing here sleeps or reads a clock: `Step.duration` says how long the step takes, and the caller makes it so, in
 real time (`driver.py`) or in virtual time.
 """
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
 
-from backends.emulated.blocks import Blocks
+from backends.emulated.blocks import Blocks, Holding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +35,15 @@ class StepTime:
     decode_sequence: float = 0.0
     context_token: float = 0.0
 
-    def of(self, prefill_tokens: int, decoding: int, context: int) -> float:
-        return (
+    def of(self, prefill_tokens: int, decoding: int, context: int, steps: int = 1) -> float:
+        """Seconds of so many steps in a row; after each, every decoding sequence has a token of context more."""
+        first = (
             self.fixed
             + self.prefill_token * prefill_tokens
             + self.decode_sequence * decoding
             + self.context_token * context
         )
+        return steps * first + self.context_token * decoding * (steps * (steps - 1) // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,46 +86,49 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one step does: `tokens` names the sequences that get one token each at its end, `finished` those of them
-    whose last it is, `admitted` those that run for the first time with the tokens they found cached."""
+    """What one step does: `tokens` names the sequences that get a token each at its end, `first` those of them whose
+    first it is, `finished` those whose last it is, `admitted` the sequences that run for the first time with the
+    tokens they found cached. In a leap of several `steps` each sequence gets as many tokens, and `finished` holds
+    unless the leap is cut.
+    """
 
     duration: float = 0.0
+    steps: int = 1
     admitted: tuple[tuple[str, int], ...] = ()
     tokens: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
     finished: tuple[str, ...] = ()
     preempted: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
 class _Live:
-    """A sequence between `add` and its end. `computed` tokens have KV; `kept` of its blocks are in the cache."""
+    """A sequence between `add` and its end. `computed` tokens have KV; only a running one has a `holding`."""
 
     sequence: Sequence
     rank: tuple[int, int]
     generated: int = 0
     computed: int = 0
-    kept: int = 0
     admitted: bool = False
-    blocks: list[int] = field(default_factory=list)
+    holding: Holding | None = None
 
     @property
     def length(self) -> int:
         return self.sequence.prompt + self.generated
 
-    @property
-    def missing(self) -> int:
-        return self.length - self.computed
-
-    @property
-    def decoding(self) -> bool:
-        return self.generated > 0 and self.missing == 1
-
 
 @dataclass(slots=True)
 class _Plan:
-    """A step in the making: the sequences that compute, with how many tokens, and what is left of the budget."""
+    """A step or leap: the sequences that compute, with how many tokens, and what is left of the budget.
+
+    `prefill`, `decoding` and `context` are those of the first step, in tokens, sequences and tokens.
+    """
 
     budget: int
+    steps: int = 1
+    prefill: int = 0
+    decoding: int = 0
+    context: int = 0
     work: list[tuple[_Live, int]] = field(default_factory=list)
     admitted: list[tuple[str, int]] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
@@ -127,6 +136,25 @@ class _Plan:
     def give(self, live: _Live, tokens: int) -> None:
         self.work.append((live, tokens))
         self.budget -= tokens
+        self.context += live.computed + tokens
+        if live.generated and live.computed + 1 == live.length:
+            self.decoding += 1
+        else:
+            self.prefill += tokens
+
+    def step(self, duration: float) -> Step:
+        ready = [live for live, tokens in self.work if live.computed + tokens == live.length]
+        return Step(
+            duration=duration,
+            steps=self.steps,
+            admitted=tuple(self.admitted),
+            tokens=tuple([live.sequence.id for live in ready]),
+            first=tuple([live.sequence.id for live in ready if not live.generated]),
+            finished=tuple(
+                [live.sequence.id for live in ready if live.generated + self.steps == live.sequence.output]
+            ),
+            preempted=tuple(self.preempted),
+        )
 
 
 def _rank(live: _Live) -> tuple[int, int]:
@@ -153,7 +181,7 @@ class Engine:
         self._live: dict[str, _Live] = {}
         self._running: list[_Live] = []
         self._waiting: list[_Live] = []
-        self._under_way: list[tuple[_Live, int]] | None = None
+        self._under_way: _Plan | None = None
 
     @property
     def running(self) -> int:
@@ -186,42 +214,60 @@ class Engine:
         insort(self._waiting, live, key=_rank)
 
     def abort(self, sequence_id: str) -> bool:
-        """Drop a sequence and give its blocks back, at once even within a step; False when it is not there."""
+        """Drop a sequence and give its blocks back, at once even within a step; False when it is not there.
+
+        A leap goes on without it; what it makes room for is admitted after the leap, which `cut` may bring forward.
+        """
         live = self._live.pop(sequence_id, None)
         if live is None:
             return False
-        (self._running if live in self._running else self._waiting).remove(live)
-        self.blocks.give_back(live.blocks)
+        (self._waiting if live.holding is None else self._running).remove(live)
+        self._let_go(live)
         return True
 
-    def begin(self) -> Step:
-        """Decide the next step and reserve its memory. Its effects on counters and ends come with `end`."""
+    def begin(self, most: int = 1) -> Step:
+        """Decide the next step and reserve its memory. Its effects on counters and ends come with `end`.
+
+        With `most` above 1 it may be a leap of up to so many steps. One lasts at most until the first sequence
+        finishes, and to the last step before memory runs out or a waiting sequence could be admitted. The memory of
+        its later steps is taken at its end.
+        """
         if self._under_way is not None:
             raise RuntimeError("a step is under way")
         plan = _Plan(self.config.max_num_batched_tokens)
         self._continue_running(plan)
         if not plan.preempted:
             self._admit_waiting(plan)
-        self._under_way = plan.work
-        ready = [live for live, tokens in plan.work if tokens == live.missing]
-        return Step(
-            duration=self._duration(plan.work),
-            admitted=tuple(plan.admitted),
-            tokens=tuple(live.sequence.id for live in ready),
-            finished=tuple(live.sequence.id for live in ready if live.generated + 1 == live.sequence.output),
-            preempted=tuple(plan.preempted),
-        )
+            if most > 1 and plan.decoding and not plan.prefill:
+                plan.steps = self._alike(plan, most)
+        self._under_way = plan
+        return plan.step(self._lasting(plan, plan.steps))
+
+    def cut(self, elapsed: float) -> float:
+        """Shorten the leap under way to the steps begun within `elapsed` seconds of its start, at least one; returns
+        its new duration. A step that ends at that very moment is the last one.
+
+        To be called before `add`, so that what arrives within a leap is considered when the step under way is over.
+        `finished` of the leap is void when this returns less than its duration.
+        """
+        plan = self._under_way
+        if plan is None:
+            raise RuntimeError("no step is under way")
+        later = range(1, plan.steps)
+        plan.steps = 1 + bisect_left(later, elapsed, key=lambda steps: self._lasting(plan, steps))
+        return self._lasting(plan, plan.steps)
 
     def end(self) -> None:
         """The step is over: count its work, and let go of what has finished."""
-        if self._under_way is None:
+        plan, self._under_way = self._under_way, None
+        if plan is None:
             raise RuntimeError("no step is under way")
-        work, self._under_way = self._under_way, None
-        for live, tokens in work:
-            if not live.decoding:
-                self.prefill_tokens_computed += tokens
-            if self._live.get(live.sequence.id) is live:
-                self._progress(live, tokens)
+        if plan.steps > 1:
+            self._reserve_later(plan)
+        self.prefill_tokens_computed += plan.prefill
+        for live, tokens in plan.work:
+            if live.holding is not None:  # not aborted in the meantime
+                self._progress(live, tokens, plan.steps)
 
     def step(self) -> Step:
         """`begin` and `end` in one, for callers that let nothing happen in between."""
@@ -229,13 +275,16 @@ class Engine:
         self.end()
         return step
 
+    def _lasting(self, plan: _Plan, steps: int) -> float:
+        return self.config.step_time.of(plan.prefill, plan.decoding, plan.context, steps)
+
     def _continue_running(self, plan: _Plan) -> None:
         index = 0
         while index < len(self._running) and plan.budget:
             live = self._running[index]
-            tokens = min(live.missing, plan.budget)
+            tokens = min(live.length - live.computed, plan.budget)
             # The list is in order of urgency, so the victim is the last one and has no part in this step yet.
-            while not self._reserve(live, tokens):
+            while not self._reserve(live, live.computed + tokens):
                 victim = self._running.pop()
                 self._preempt(victim)
                 plan.preempted.append(victim.sequence.id)
@@ -246,20 +295,23 @@ class Engine:
 
     def _admit_waiting(self, plan: _Plan) -> None:
         size = self.config.block_size
-        while self._waiting and plan.budget and len(self._running) < self.config.max_num_seqs:
+        while self._waiting and self._open_to_more(plan):
             live = self._waiting[0]
-            found = self.blocks.find(live.sequence.hashes[: (live.length - 1) // size])
             # All that is known must fit, or a long prompt would enter only to be preempted by its own growth.
-            if -(-live.length // size) - len(found) > self.blocks.free - self.blocks.unheld(found):
+            known = live.length
+            live.holding = self.blocks.hold(live.sequence.hashes, (known - 1) // size, -(-known // size))
+            if live.holding is None:
                 return
             self._waiting.pop(0)
             insort(self._running, live, key=_rank)
-            self.blocks.hold(found)
-            live.blocks, live.kept, live.computed = found, len(found), len(found) * size
+            live.computed = live.holding.full * size
             self._count_lookup(live, plan)
-            tokens = min(live.missing, plan.budget)
-            self._reserve(live, tokens)
+            tokens = min(known - live.computed, plan.budget)
+            self._reserve(live, live.computed + tokens)
             plan.give(live, tokens)
+
+    def _open_to_more(self, plan: _Plan) -> bool:
+        return plan.budget > 0 and len(self._running) < self.config.max_num_seqs
 
     def _count_lookup(self, live: _Live, plan: _Plan) -> None:
         if live.admitted:
@@ -269,41 +321,77 @@ class Engine:
         self.prefix_hits += live.computed
         plan.admitted.append((live.sequence.id, live.computed))
 
-    def _reserve(self, live: _Live, tokens: int) -> bool:
-        size = self.config.block_size
-        reach = live.computed + tokens
-        taken = self.blocks.take(-(-reach // size) - len(live.blocks))
-        if taken is None:
+    def _reserve(self, live: _Live, reach: int) -> bool:
+        """Hold the blocks of the first `reach` tokens; False when too few are free."""
+        size, holding = self.config.block_size, live.holding
+        assert holding is not None, "it runs"
+        if reach > holding.size * size and not self.blocks.grow(holding, -(-reach // size)):
             return False
-        live.blocks += taken
         # A block is findable from the step that fills it on: the same step may admit who shares it.
-        full = min(reach // size, len(live.sequence.hashes))
-        for index in range(live.kept, full):
-            self.blocks.keep(live.blocks[index], live.sequence.hashes[index])
-        live.kept = max(live.kept, full)
+        if reach >= (holding.full + 1) * size:
+            self.blocks.fill(holding, reach // size)
         return True
+
+    def _alike(self, plan: _Plan, most: int) -> int:
+        """How many steps go on like the first one of this plan, in which everyone decodes."""
+        steps = min(most, *(live.sequence.output - live.generated for live, _ in plan.work))
+        if self._waiting and self._open_to_more(plan):
+            # Its head lacks blocks, and others only take more: unless they fill one that it shares.
+            steps = min(steps, *(self._until_shared(live, self._waiting[0]) for live, _ in plan.work))
+        if len(plan.work) * (steps // self.config.block_size + 1) > self.blocks.free:  # else all their growth fits
+            steps = bisect_right(range(1, steps + 1), self.blocks.free, key=lambda steps: self._growth(plan, steps))
+        return steps
+
+    def _until_shared(self, live: _Live, other: _Live) -> int:
+        """Steps before the one that fills a block of `live` that `other` begins with too; no bound without such."""
+        assert live.holding is not None, "it runs"
+        index = live.holding.full
+        if live.sequence.hashes[index : index + 1] == other.sequence.hashes[index : index + 1] != ():
+            return (index + 1) * self.config.block_size - live.computed - 1
+        return live.sequence.output
+
+    def _growth(self, plan: _Plan, steps: int) -> int:
+        """How many blocks are taken in so many decoding steps."""
+        size = self.config.block_size
+        return sum(
+            max(0, -(-(live.computed + steps) // size) - live.holding.size)
+            for live, _ in plan.work
+            if live.holding is not None
+        )
+
+    def _reserve_later(self, plan: _Plan) -> None:
+        """Take and fill the blocks of a leap's later steps, in the order of single steps: evictions depend on it."""
+        size = self.config.block_size
+        due = []
+        for index, (live, _) in enumerate(plan.work):
+            first, last = live.computed + 1, live.computed + plan.steps
+            for full in range(first // size * size, last + 1, size):
+                due += [(reach - first, index, reach) for reach in (full, full + 1) if first < reach <= last]
+        for _, index, reach in sorted(due):
+            live = plan.work[index][0]
+            reserved = live.holding is None or self._reserve(live, reach)
+            assert reserved, "a leap ends before memory runs out"
 
     def _preempt(self, live: _Live) -> None:
         self.preemptions += 1
-        self.blocks.give_back(live.blocks)
-        live.blocks, live.kept, live.computed = [], 0, 0
+        self._let_go(live)
+        live.computed = 0
         insort(self._waiting, live, key=_rank)
 
-    def _progress(self, live: _Live, tokens: int) -> None:
-        live.computed += tokens
-        if live.missing:
+    def _progress(self, live: _Live, tokens: int, steps: int) -> None:
+        live.computed += tokens + steps - 1
+        if live.computed < live.length:
             return
         if not live.generated:
             self.prompt_tokens += live.sequence.prompt
-        live.generated += 1
-        self.generation_tokens += 1
+        live.generated += steps
+        self.generation_tokens += steps
         if live.generated == live.sequence.output:
             del self._live[live.sequence.id]
             self._running.remove(live)
-            self.blocks.give_back(live.blocks)
+            self._let_go(live)
 
-    def _duration(self, work: list[tuple[_Live, int]]) -> float:
-        decoding = sum(1 for live, _ in work if live.decoding)
-        prefill = sum(tokens for live, tokens in work if not live.decoding)
-        context = sum(live.computed + tokens for live, tokens in work)
-        return self.config.step_time.of(prefill, decoding, context)
+    def _let_go(self, live: _Live) -> None:
+        if live.holding is not None:
+            self.blocks.give_back(live.holding)
+            live.holding = None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from backends.emulated.model import EngineConfig, StepTime
+from backends.emulated.profile import read_step_time
+
+STEP_TIME = ("prefill_rate", "decode_step", "decode_sequence", "context_token")
 
 
 def _setting(default: Any, meaning: str) -> Any:
@@ -15,7 +19,10 @@ def _setting(default: Any, meaning: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmulatedOptions:
-    """Each field is a flag of `python -m backends.emulated`. Raises ValueError for values that make no engine."""
+    """Each field is a flag of `python -m backends.emulated`. Raises ValueError for values that make no engine.
+
+    `profile` is read when the options are made, and again for each engine.
+    """
 
     num_gpu_blocks: int = _setting(2048, "KV blocks in all")
     block_size: int = _setting(16, "tokens in a KV block")
@@ -26,6 +33,7 @@ class EmulatedOptions:
     decode_step: float = _setting(0.010, "seconds that every step takes")
     decode_sequence: float = _setting(0.00005, "seconds more for each sequence that decodes in the step")
     context_token: float = _setting(0.00000002, "seconds more for each token of context read in the step")
+    profile: str | None = _setting(None, "JSON file of a calibration, whose step time stands for these four")
     time_scale: float = _setting(1.0, "how many modelled seconds pass in a real one")
     seed: int = _setting(0, "seed of the text that answers unscripted prompts")
     script: str | None = _setting(None, "JSON file with what the engine says")
@@ -40,6 +48,9 @@ class EmulatedOptions:
         for name in ("decode_step", "decode_sequence", "context_token"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative")
+        for option in fields(self):
+            if self.profile and option.name in STEP_TIME and getattr(self, option.name) != option.default:
+                raise ValueError(f"profile and {option.name} both say how long a step takes: leave one of them out")
         self.engine_config()
 
     def engine_config(self) -> EngineConfig:
@@ -48,12 +59,18 @@ class EmulatedOptions:
             block_size=self.block_size,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
-            step_time=StepTime(
-                fixed=self.decode_step,
-                prefill_token=1 / self.prefill_rate,
-                decode_sequence=self.decode_sequence,
-                context_token=self.context_token,
-            ),
+            step_time=self.step_time(),
+        )
+
+    def step_time(self) -> StepTime:
+        """Raises ProfileError for a profile that cannot be read."""
+        if self.profile:
+            return read_step_time(Path(self.profile))
+        return StepTime(
+            fixed=self.decode_step,
+            prefill_token=1 / self.prefill_rate,
+            decode_sequence=self.decode_sequence,
+            context_token=self.context_token,
         )
 
     @property

@@ -26,8 +26,8 @@ class Pipeline:
             return None
         if len(kept) == 1:
             return kept[0]
-        scored = [
-            (sum(weight * scorer.score(call, engine, kept) for weight, scorer in self.scorers), engine)
-            for engine in kept
-        ]
-        return self.picker.pick(scored, rng)
+        totals = [0.0] * len(kept)
+        for weight, scorer in self.scorers:
+            for index, score in enumerate(scorer.scores(call, kept)):
+                totals[index] += weight * score
+        return self.picker.pick(list(zip(totals, kept, strict=True)), rng)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from random import Random
 
+from policies.borrowing import Borrowing
 from policies.pool import EngineState, EngineView
 from policies.queue import Waiting
 from policies.routing.pipeline import Pipeline
@@ -20,22 +22,46 @@ def work(entry: Waiting, matched: int) -> tuple[float, float]:
     return float(prefill), DECODE_WEIGHT * entry.estimate.output_tokens[0]
 
 
-def place(
-    entry: Waiting,
-    engines: Sequence[EngineState],
-    *,
-    kept: Container[str],
-    prefixes: PrefixIndex,
-    routing: Pipeline,
-    rng: Random,
-    now: float,
-) -> EngineView | None:
-    """The engine that takes the call; None where none can. `kept` are the engines that better calls wait for."""
-    free = [one for one in engines if one.name not in kept and one.usable(now) and one.has_room(0)]
-    matched = prefixes.matches(entry.call.prefix, [engine.name for engine in free])
-    views = [
-        engine.view(matched=matched[engine.name], tried=engine.name in entry.tried)
-        for engine in free
-        if engine.has_room(sum(work(entry, matched[engine.name])))
-    ]
-    return routing.choose(entry.call, views, rng)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """What all placements have in common: what engines hold, chance, and whether calls of a pool wait."""
+
+    prefixes: PrefixIndex
+    rng: Random
+    waits: Callable[[str], bool]
+
+    def place(
+        self,
+        entry: Waiting,
+        engines: Sequence[EngineState],
+        *,
+        kept: Container[str],
+        routing: Pipeline,
+        borrowing: Borrowing,
+        now: float,
+    ) -> tuple[EngineView | None, Sequence[str]]:
+        """The engine that takes the call, None where none can; and the engines that it could use, had they room.
+
+        `kept` are the engines that better calls wait for. An engine of another pool counts only while it is lent.
+        """
+        call = entry.call
+        free = [one for one in engines if one.name not in kept and one.has_room(0) and one.usable(now)]
+        if not free:
+            return None, [one.name for one in engines if one.pool == call.pool or not borrowing.gated]
+        matched = self.prefixes.matches(call.prefix, [engine.name for engine in free])
+        views, asked = [], []
+        for engine in free:
+            view = engine.view(
+                matched=matched[engine.name],
+                tried=engine.name in entry.tried,
+                hot=self.prefixes.hot(engine.name) if borrowing.gated else 0,
+            )
+            if engine.pool != call.pool and not borrowing.lends(call, entry.estimate, view, self.waits(engine.pool)):
+                continue
+            asked.append(engine.name)
+            if engine.has_room(sum(work(entry, view.matched))):
+                views.append(view)
+        choice = routing.choose(call, views, self.rng)
+        if choice is None:
+            asked = [one.name for one in engines if one.pool == call.pool or not borrowing.gated] + asked
+        return choice, asked

@@ -298,21 +298,21 @@ def test_kv_below_leaves_out_full_engines_unless_they_are_idle() -> None:
 @claims("scorers", "prefix_affinity")
 def test_prefix_affinity_is_the_share_of_the_prompt_that_the_engine_holds() -> None:
     call = a_call(prompt_tokens=200)
-    scores = [PrefixAffinity(least=0.3).score(call, a_view(matched=tokens), ()) for tokens in (0, 50, 100, 400)]
+    scores = PrefixAffinity(least=0.3).scores(call, [a_view(matched=tokens) for tokens in (0, 50, 100, 400)])
     assert scores == [0.0, 0.0, 0.5, 1.0]
-    assert PrefixAffinity().score(a_call(prompt_tokens=0), a_view(), ()) == 0.0
+    assert PrefixAffinity().scores(a_call(prompt_tokens=0), [a_view()]) == [0.0]
 
 
 @claims("scorers", "free_work")
 def test_free_work_is_what_is_free_of_the_scarcer_of_sequences_and_work() -> None:
     views = [a_view(running=1, work=500.0), a_view(running=3, work=500.0), a_view(running=1, work=5000.0), a_view()]
-    assert [FreeWork().score(a_call(), view, views) for view in views] == [0.5, 0.25, 0.0, 1.0]
+    assert FreeWork().scores(a_call(), views) == [0.5, 0.25, 0.0, 1.0]
 
 
 @claims("scorers", "least_running")
 def test_least_running_is_one_for_the_emptiest_and_less_for_the_others() -> None:
     views = [a_view(running=running) for running in (1, 3, 7)]
-    assert [LeastRunning().score(a_call(), view, views) for view in views] == [1.0, 0.5, 0.25]
+    assert LeastRunning().scores(a_call(), views) == [1.0, 0.5, 0.25]
 
 
 @claims("scorers", "round_robin")
@@ -331,7 +331,7 @@ def test_round_robin_takes_turns() -> None:
 
 @claims("scorers", "own_pool")
 def test_own_pool_puts_borrowed_engines_second() -> None:
-    scores = [OwnPool().score(a_call(pool="p"), a_view(pool=pool), ()) for pool in ("p", "q")]
+    scores = OwnPool().scores(a_call(pool="p"), [a_view(pool=pool) for pool in ("p", "q")])
     assert scores == [1.0, 0.0]
 
 
@@ -343,7 +343,7 @@ def test_scores_lie_between_nothing_and_one(name: str) -> None:
             a_view(running=rng.randrange(9), work=rng.random() * 3000, matched=rng.randrange(900), last_start=n)
             for n in range(1, 5)
         ]
-        assert all(0.0 <= scorer.score(a_call(prompt_tokens=500), view, views) <= 1.0 for view in views)
+        assert all(0.0 <= score <= 1.0 for score in scorer.scores(a_call(prompt_tokens=500), views))
 
 
 @claims("picker", "best")

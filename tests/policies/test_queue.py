@@ -30,6 +30,11 @@ def waiting(
     )
 
 
+def kept(entry: Waiting, now: float) -> Key:
+    """A key that stays what it is."""
+    return entry.key
+
+
 def served(queue: StageQueue, now: float) -> list[int]:
     """Everything in the queue, in the order in which it would be served at this moment."""
     orders = []
@@ -41,7 +46,7 @@ def served(queue: StageQueue, now: float) -> list[int]:
 
 
 def a_queue(*entries: Waiting, now: float = 0.0) -> StageQueue:
-    queue = StageQueue()
+    queue = StageQueue(kept)
     for entry in entries:
         queue.push(entry, now)
     return queue
@@ -52,7 +57,7 @@ def test_the_lowest_key_is_first_and_ties_go_to_the_first_come() -> None:
 
 
 def test_an_empty_queue_has_no_head() -> None:
-    assert StageQueue().head(0.0) is None
+    assert StageQueue(kept).head(0.0) is None
 
 
 def test_starved_come_before_live_and_live_before_lost() -> None:
@@ -161,7 +166,7 @@ def test_the_order_is_that_of_a_sort(keys: list[tuple[float, float | None, float
 
 
 def test_a_pool_keeps_count_of_what_waits_by_stage() -> None:
-    queues = StageQueues()
+    queues = StageQueues(kept)
     entries = [waiting(n, stage=stage) for n, stage in enumerate(("fix", "fix", "generate"))]
     for entry in entries:
         queues.push(entry, 0.0)
@@ -174,7 +179,7 @@ def test_a_pool_keeps_count_of_what_waits_by_stage() -> None:
 
 
 def test_stages_beyond_the_bound_share_a_queue_until_one_is_free() -> None:
-    queues = StageQueues()
+    queues = StageQueues(kept)
     entries = [waiting(n, stage=f"stage {n}") for n in range(LINES + 5)]
     for entry in entries:
         queues.push(entry, 0.0)
@@ -184,3 +189,31 @@ def test_stages_beyond_the_bound_share_a_queue_until_one_is_free() -> None:
     assert queues.by_stage() == {}
     queues.push(entries[-1], 0.0)
     assert queues.by_stage() == {f"stage {LINES + 4}": 1}
+
+
+def test_a_key_is_renewed_when_its_time_has_come_and_only_then() -> None:
+    asked: list[float] = []
+
+    def ageing(entry: Waiting, now: float) -> Key:
+        asked.append(now)
+        return Key(start=(5.0 - now,), bucket=0, until=now + 1.0)
+
+    queue = StageQueue(ageing)
+    steady, ages = waiting(1, 2.0), waiting(2, 5.0)
+    ages.key = Key(start=(5.0,), bucket=0, until=1.0)
+    queue.push(steady, 0.0)
+    queue.push(ages, 0.0)
+    assert queue.head(0.9) is steady
+    assert asked == []
+    assert queue.head(4.0) is ages
+    assert asked == [4.0]
+
+
+def test_a_clock_that_stands_still_does_not_spin_a_key_that_ages() -> None:
+    queue = StageQueue(lambda entry, now: Key(start=(now,), bucket=0, until=now))
+    entry = waiting(1)
+    entry.key = Key(start=(0.0,), bucket=0, until=0.0)
+    queue.push(entry, 0.0)
+    assert queue.head(0.0) is entry
+    assert entry.key.until is not None
+    assert entry.key.until > 0.0

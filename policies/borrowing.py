@@ -1,0 +1,60 @@
+"""When an engine may serve a call of another pool: the policies of the layouts.
+
+Which pools may lend to which at all is configured (`PoolSpec.lenders`): all of one model, or those that `lends_to`
+names. Scorers decide whether it pays; here stand the conditions under which it may be asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from policies.calls import Call, Estimate
+from policies.pool import EngineView
+
+
+class Borrowing(Protocol):
+    """Whether an engine of another pool may take a call now. Where it is not `gated`, it always may."""
+
+    @property
+    def gated(self) -> bool: ...
+
+    def lends(self, call: Call, estimate: Estimate, engine: EngineView, owner_waits: bool) -> bool:
+        """`owner_waits`: calls of the engine's own pool wait for room."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Always:
+    """Engines of compatible pools are one pool (`layout: shared`)."""
+
+    gated: bool = field(default=False, init=False)
+
+    def lends(self, call: Call, estimate: Estimate, engine: EngineView, owner_waits: bool) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gated:
+    """An engine is lent while its owner does not need it, and its KV memory holds both (`layout: adaptive`).
+
+    A loan is a call: what runs cannot be recalled, so the committed work of borrowed calls stays below the share
+    `most` of the engine's budget, and none is lent while calls of its own pool wait or beyond the share `load` of
+    its seats or its budget. The gate on KV: what the engine keeps for others (blocks that it was sent more than
+    once, and what is live in it) and what the call would add must fit into the share `kv` of its memory; else a
+    borrowed call evicts the prefix that the owner's calls live on.
+    """
+
+    gated: bool = field(default=True, init=False)
+    load: float = 0.6
+    most: float = 0.5
+    kv: float = 0.9
+
+    def lends(self, call: Call, estimate: Estimate, engine: EngineView, owner_waits: bool) -> bool:
+        if owner_waits or engine.load > self.load:
+            return False
+        added = max(0, call.prompt_tokens - engine.matched) + estimate.output_tokens[0]
+        if engine.on_loan > self.most * engine.budget:
+            return False
+        memory = engine.limits.kv_tokens
+        return memory is None or engine.footprint + added <= self.kv * memory

@@ -1,0 +1,272 @@
+"""How many runs may be under way at once: the policies, and the gate that they govern.
+
+A run that may not go on yet is *parked* with its calls, before the queues; it keeps its place by its start. What
+opens and closes the gate is what the engines report at each review, and the runs that end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from policies.queue import Waiting
+from policies.runs import RunKey
+
+PARKED_MOST = 60.0
+"""Seconds after which a parked run is let through whatever the policy says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How the engines for LLM calls fare at a review.
+
+    `kv_use` is the share of KV memory that live sequences hold, the mean over the engines of the fullest pool;
+    `hit_rate` the share of the prompt tokens of late that engines found cached; `kv_tokens` the KV memory of all
+    engines, infinite where it is not known.
+    """
+
+    kv_use: float = 0.0
+    hit_rate: float = 1.0
+    kv_tokens: float = math.inf
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A run as the gate knows it. `context` in tokens; `open` are its calls that wait or run, `parked` those that
+    wait here."""
+
+    key: RunKey
+    started: float
+    seen: float
+    context: int = 0
+    open: int = 0
+    active: bool = False
+    parked: list[Waiting] = field(default_factory=list)
+
+    @property
+    def reasoning(self) -> bool:
+        """Whether the run is, or wants to be, in an engine; else a tool or its client is at work."""
+        return self.open > 0
+
+
+class GatePolicy(Protocol):
+    """Which runs may go on. `period` in seconds between reviews; None for a gate that is always open."""
+
+    @property
+    def period(self) -> float | None: ...
+
+    def limit(self, limit: float, load: Load) -> float:
+        """The new limit at a review; `limit` is infinite at the first."""
+        ...
+
+    def admits(self, one: Member, active: Sequence[Member], limit: float, load: Load, now: float) -> bool:
+        """Whether one more run fits beside those that are active."""
+        ...
+
+    def pauses(self, active: Sequence[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
+        """Which of the active runs have to pause: their next calls are parked, those under way are not touched."""
+        ...
+
+    def turn(self, one: Member) -> float:
+        """Which of the parked runs goes on first: the lowest."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Every run may be under way."""
+
+    period: None = field(default=None, init=False)
+
+    def limit(self, limit: float, load: Load) -> float:
+        return limit
+
+    def admits(self, one: Member, active: Sequence[Member], limit: float, load: Load, now: float) -> bool:
+        return True
+
+    def pauses(self, active: Sequence[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
+        return ()
+
+    def turn(self, one: Member) -> float:
+        return one.started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aimd:
+    """A window on runs that grows while KV memory is free and shrinks when it thrashes (Concur, arXiv 2601.22705).
+
+    At each review: `step` more runs when KV use is below `low`, the share `cut` of the window when it is above `high`
+    *and* the hit rate below `hits`. The defaults are the published ones, to which the low mark is said to be very
+    sensitive. Assumed: the window begins at `start` runs, never falls below `least`, a run counts until it ends
+    or has had no open call for 30 s, and, unless `pausing` is 0, runs beyond a window that shrank pause at their next
+    call, the youngest first; runs are let in by their start.
+    """
+
+    period: float = field(default=2.0, metadata={"unit": "s"})
+    start: float = 16.0
+    least: float = 4.0
+    step: float = 2.0
+    cut: float = 0.5
+    low: float = 0.2
+    high: float = 0.5
+    hits: float = 0.2
+    pausing: float = 1.0
+
+    def limit(self, limit: float, load: Load) -> float:
+        if math.isinf(limit):
+            return self.start
+        if load.kv_use > self.high and load.hit_rate < self.hits:
+            return max(self.least, limit * self.cut)
+        return limit + self.step if load.kv_use < self.low else limit
+
+    def admits(self, one: Member, active: Sequence[Member], limit: float, load: Load, now: float) -> bool:
+        return len(active) < limit
+
+    def pauses(self, active: Sequence[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
+        surplus = len(active) - int(limit)
+        if not self.pausing or surplus <= 0:
+            return ()
+        return sorted(active, key=lambda member: member.started)[-surplus:]
+
+    def turn(self, one: Member) -> float:
+        return one.started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseRestore:
+    """Programs are paused so that the contexts of those that go on fit the KV memory (ThunderAgent, 2602.13692).
+
+    Every `period` the demand is the sum of the contexts of reasoning runs and, of acting ones (in a tool), the
+    context halved for each second since their last call. Above capacity, acting runs of the smallest context pause
+    first, then reasoning ones; a paused run goes on when its context fits again, reasoning ones and the smallest
+    first. Capacity is `share` of the KV memory less `buffer` tokens per run. Assumed: the shared prefixes, which the
+    original subtracts, stand for themselves in `share`; a run's context is the prompt and answer of its last call.
+    """
+
+    period: float = field(default=5.0, metadata={"unit": "s"})
+    share: float = 1.0
+    buffer: float = 512.0
+
+    def limit(self, limit: float, load: Load) -> float:
+        return self.share * load.kv_tokens
+
+    def admits(self, one: Member, active: Sequence[Member], limit: float, load: Load, now: float) -> bool:
+        return not active or self._demand(active, now) + one.context + self.buffer <= limit
+
+    def pauses(self, active: Sequence[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
+        over = self._demand(active, now) - limit
+        paused = []
+        for member in sorted(active, key=lambda one: (one.reasoning, one.context)):
+            if over <= 0:
+                break
+            paused.append(member)
+            over -= self._weight(member, now)
+        return paused
+
+    def turn(self, one: Member) -> float:
+        return -(1.0 / max(1, one.context) + one.reasoning)
+
+    def _demand(self, active: Sequence[Member], now: float) -> float:
+        return sum(self._weight(member, now) for member in active)
+
+    def _weight(self, member: Member, now: float) -> float:
+        fade = 1.0 if member.reasoning else 0.5 ** min(64.0, now - member.seen)
+        return (member.context + self.buffer) * fade
+
+
+LINGER = 30.0
+"""Seconds without an open call after which a run counts as gone."""
+
+
+class Gate:
+    """The runs under way and those that are parked. Owned by the dispatcher."""
+
+    def __init__(self, policy: GatePolicy) -> None:
+        self.policy = policy
+        self.window = math.inf
+        self.load = Load()
+        self._members: dict[RunKey, Member] = {}
+        self._due: float | None = None
+        self._parked = Counter[str]()
+
+    @property
+    def always_open(self) -> bool:
+        return self.policy.period is None
+
+    @property
+    def next_review(self) -> float | None:
+        """When the gate wants to be reviewed; None while it knows no run."""
+        return self._due if self._members else None
+
+    @property
+    def active(self) -> int:
+        return sum(member.active for member in self._members.values())
+
+    def parked(self, pool: str) -> int:
+        """How many calls of a pool are parked."""
+        return self._parked[pool]
+
+    def came(self, key: RunKey, started: float, entry: Waiting, now: float) -> bool:
+        """A call wants to queue: True when it may, False when it is parked here."""
+        if self._due is None or (not self._members and now >= self._due):
+            self._due = now + (self.policy.period or math.inf)
+            self.window = self.policy.limit(self.window, self.load)
+        member = self._members.get(key)
+        if member is None:
+            member = self._members[key] = Member(key, started, now)
+        member.seen = now
+        member.open += 1
+        member.context = max(member.context, entry.call.prompt_tokens)
+        if not member.active:
+            member.active = self._fits(member, now)
+        if not member.active:
+            member.parked.append(entry)
+            self._parked[entry.call.pool] += 1
+        return member.active
+
+    def went(self, key: RunKey, entry: Waiting | None, *, over: bool, now: float) -> list[Waiting]:
+        """A call has ended or left, its run perhaps with it; returns the calls that may queue now."""
+        member = self._members.get(key)
+        if member is None:
+            return []
+        member.open -= 1
+        member.seen = now
+        if entry is not None and entry in member.parked:
+            member.parked.remove(entry)
+            self._parked[entry.call.pool] -= 1
+        if over and not member.open:
+            del self._members[key]
+            return self._restored(now)
+        return []
+
+    def reviewed(self, load: Load, now: float) -> list[Waiting]:
+        """Adapt the window, pause and restore; returns the calls that may queue now."""
+        self.load = load
+        self._due = now + (self.policy.period or math.inf)
+        for key, member in list(self._members.items()):
+            if not member.open and now - member.seen > LINGER:
+                del self._members[key]
+        self.window = self.policy.limit(self.window, load)
+        for member in self.policy.pauses(self._active(), self.window, load, now):
+            member.active = False
+        return self._restored(now)
+
+    def _restored(self, now: float) -> list[Waiting]:
+        parked = [member for member in self._members.values() if member.parked]
+        released: list[Waiting] = []
+        for member in sorted(parked, key=self.policy.turn):
+            if self._fits(member, now) or now - member.parked[0].since > PARKED_MOST:
+                member.active = True
+                released += member.parked
+                self._parked.subtract(entry.call.pool for entry in member.parked)
+                member.parked = []
+        return released
+
+    def _fits(self, member: Member, now: float) -> bool:
+        return self.policy.admits(member, self._active(), self.window, self.load, now)
+
+    def _active(self) -> list[Member]:
+        return [member for member in self._members.values() if member.active]

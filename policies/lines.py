@@ -1,0 +1,77 @@
+"""Where calls wait: parked at the gate with their runs, or in the queue of their stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from policies.calls import Call
+from policies.gate import Gate
+from policies.pool import PoolSpec
+from policies.protocols import Key
+from policies.queue import Renew, StageQueue, StageQueues, Waiting
+from policies.runs import Run
+
+
+class Lines:
+    """The queues of all pools, and the gate before them. Each method that lets calls queue returns their pools."""
+
+    def __init__(self, specs: Mapping[str, PoolSpec], gate: Gate, renew: Renew) -> None:
+        self._specs = specs
+        self._gate = gate
+        self._queues = {name: StageQueues(renew) for name in specs}
+
+    def __contains__(self, pool: str) -> bool:
+        """Whether calls of this pool stand in its queues."""
+        return len(self._queues[pool]) > 0
+
+    def waiting(self, pool: str) -> int:
+        """How many calls of a pool wait, the parked ones among them."""
+        return len(self._queues[pool]) + self._gate.parked(pool)
+
+    def waiting_bytes(self, pool: str) -> int:
+        return self._queues[pool].body_bytes
+
+    def by_stage(self, pool: str) -> dict[str, int]:
+        return self._queues[pool].by_stage()
+
+    def full(self, call: Call) -> bool:
+        """Whether even a call of a run under way finds no place."""
+        return self._queues[call.pool].beyond(self._specs[call.pool], call)
+
+    def of(self, pool: str) -> list[StageQueue]:
+        return self._queues[pool].lines()
+
+    def enter(self, entry: Waiting, run: Run, now: float) -> Sequence[str]:
+        """A call has come: it queues, or is parked."""
+        gated = entry.call.kind == "llm" and not self._gate.always_open
+        if gated and not self._gate.came(run.key, run.started, entry, now):
+            return ()
+        return self.push([entry], now)
+
+    def ended(self, entry: Waiting | None, run: Run, now: float, *, over: bool) -> Sequence[str]:
+        """A call that had come is gone, its run perhaps with it: parked ones may take its place."""
+        if entry is None or entry.call.kind != "llm" or self._gate.always_open:
+            return ()
+        return self.push(self._gate.went(run.key, entry, over=over, now=now), now)
+
+    def push(self, entries: Iterable[Waiting], now: float) -> Sequence[str]:
+        """Calls that are not queued stand in their queues from now on."""
+        pools = []
+        for entry in entries:
+            self._queues[entry.call.pool].push(entry, now)
+            pools.append(entry.call.pool)
+        return pools
+
+    def take(self, entry: Waiting | None) -> Sequence[str]:
+        """A call stands in its queue no longer, if it did."""
+        if entry is None or not entry.queued:
+            return ()
+        self._queues[entry.call.pool].remove(entry)
+        return (entry.call.pool,)
+
+    def hurry(self, entry: Waiting, key: Key, now: float) -> Sequence[str]:
+        """A queued call is served as soon as it or one with that key would be."""
+        joint = entry.key.joined(key)
+        if joint != entry.key:
+            self._queues[entry.call.pool].rekey(entry, joint, now)
+        return (entry.call.pool,)

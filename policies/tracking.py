@@ -1,0 +1,30 @@
+"""Where one call is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policies.calls import Call
+from policies.events import Reason
+from policies.queue import Waiting
+from policies.runs import Run
+
+
+@dataclass(slots=True, eq=False)
+class Tracked:
+    """A call that is under way: `attempt` and `engine` as it runs, `entry.queued` as it waits, `leader` as it
+    follows.
+
+    `trouble` is how its last attempt failed; `served` the seconds of engine time that its attempts account for.
+    """
+
+    call: Call
+    run: Run
+    visit: int
+    entry: Waiting | None = None
+    attempt: int | None = None
+    engine: str = ""
+    attempts: int = 0
+    leader: str | None = None
+    trouble: Reason = "broken"
+    served: float = 0.0

@@ -1,0 +1,1 @@
+"""The workloads that policies are compared on."""
