@@ -37,7 +37,7 @@ from policies.workflow import Edge, Stage, Workflow
 
 LIMITS = EngineLimits(sequences=32, work=120_000.0)
 SHARED = 800
-"""Tokens that a prompt has in common with every 200th of the others."""
+"""Tokens that a prompt has in common with about one in 200 others."""
 STAGES = 6
 """Stages of the workflow, in a line with a loop at its end; each pool serves all of them."""
 

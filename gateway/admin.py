@@ -20,8 +20,12 @@ from gateway.openai.errors import ApiError, bad_request, not_found
 from gateway.runtime import Runtime
 from policies.events import Drained, Scaled
 from policies.pool import EngineState
+from policies.profile import Measure
+from policies.profiles import StageView
 
 RUNS_SHOWN = 1000
+END = "end"
+"""What stands for the end of a run among the stages that may come next."""
 Json = dict[str, Any]
 
 
@@ -44,6 +48,7 @@ class AdminApi:
             ("GET", "/admin/engines", self._engines),
             ("POST", "/admin/engines/{pool}/{number}/drain", self._drain),
             ("GET", "/admin/runs", self._runs),
+            ("GET", "/admin/profiles", self._profiles),
         ]
         return [Route(path, self._guarded(serve), methods=[method]) for method, path, serve in table]
 
@@ -107,6 +112,9 @@ class AdminApi:
         ]
         return {"total": len(runs), "runs": shown}
 
+    async def _profiles(self, request: Request) -> Json:
+        return {"profiles": [_believed(one) for one in self._runtime.dispatcher.profiles.stages()]}
+
     def _named(self, request: Request) -> str:
         pool: str = request.path_params["pool"]
         if pool not in self._runtime.pools:
@@ -145,6 +153,34 @@ class AdminApi:
             "prefix_blocks": self._runtime.dispatcher.prefixes.blocks(state.name),
             "counters": dict(report.counters) if report is not None else {},
         }
+
+
+def _believed(one: StageView) -> Json:
+    profile = one.profile
+    return {
+        "workflow": one.workflow,
+        "stage": one.stage,
+        "visit": one.visit,
+        "pool": one.pool,
+        "count": profile.count,
+        "known": profile.known,
+        "success": round(profile.success, 4),
+        "width": round(one.width, 2),
+        "service_s": _quantiles(profile.seconds, digits=4),
+        "output_tokens": _quantiles(profile.written, digits=0),
+        "uncached_prompt_tokens": _quantiles(profile.prefill, digits=0),
+        "next": {stage or END: round(chance, 4) for stage, chance in one.chances.items()},
+        "beside": {stage: round(chance, 4) for stage, chance in one.beside.items()},
+        "remaining_s": {"mean": round(one.remaining, 4), "p80": round(one.tail, 4)},
+    }
+
+
+def _quantiles(measure: Measure, *, digits: int) -> Json | None:
+    """A few quantiles; None of what was never seen."""
+    seen = measure.all()
+    if not seen.total:
+        return None
+    return {f"p{share:.0%}"[:-1]: round(seen.quantile(share), digits) for share in (0.5, 0.8, 0.95)}
 
 
 async def _body(request: Request) -> Json:

@@ -18,14 +18,18 @@ PRIOR_SERVICE = {"llm": 1.0, "sql": 0.05}
 """Seconds that a call is expected to take in a pool that has served none yet."""
 
 
-def blueprint(config: Config, *, seed: int = 0) -> Blueprint:
-    """The blueprint of a configuration that `load` took with `complaint` as its check."""
+def blueprint(config: Config, *, seed: int = 0, profiles: Mapping[str, object] | None = None) -> Blueprint:
+    """The blueprint of a configuration that `load` took with `complaint` as its check.
+
+    `profiles` is what was learned before (`gateway.keeping`).
+    """
     return Blueprint(
         pools={name: _pool(config, name) for name in config.pools},
         workflows={name: _workflow(config, name) for name in config.workflows},
         policies={name: _policies(config.policies_of(name)) for name in config.pools},
         limits=Limits(attempts=config.limits.attempts, runs=config.limits.runs, run_idle=config.limits.run_idle),
         seed=seed,
+        profiles=profiles,
     )
 
 
@@ -76,11 +80,11 @@ def _workflow(config: Config, name: str) -> Workflow:
     return Workflow(
         name=name,
         stages={
-            stage: Stage(name=stage, kind=spec.kind, pool=spec.pool or "", visits=spec.visits)
+            stage: Stage(name=stage, kind=spec.kind, pool=spec.pool or "", visits=spec.visits, width=spec.width)
             for stage, spec in workflow.stages.items()
         },
         edges=tuple(
-            Edge(source=source, target=edge.to, on=frozenset(edge.on), chance=edge.chance)
+            Edge(source=source, target=edge.to, on=frozenset(edge.on), chance=edge.chance, parallel=edge.parallel)
             for edge in workflow.edges
             for source in edge.sources
         ),

@@ -28,6 +28,7 @@ from gateway.gateway import Gateway
 from gateway.intake import Intake
 from gateway.intercept import Intercept
 from gateway.journal import Journal
+from gateway.keeping import ProfileFile, kept
 from gateway.metrics import Metrics
 from gateway.monitor import Monitor
 from gateway.recall import Kept
@@ -49,7 +50,8 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     emulated = {
         name: _options(name, at) for name, pool in config.pools.items() if isinstance(at := pool.backend, Emulated)
     }
-    plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed)
+    learned = kept(config.profiles.path)
+    plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed, profiles=learned)
     journal = _journal(config, plan)
     clock, metrics, access, directory = Clock(), Metrics(), Access(config.auth, config.admin), Directory(config)
     session = connections(config.timeouts.connect)
@@ -79,11 +81,18 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         relay=_relay(config, plan, runtime=runtime, intake=intake, desk=desk, door=door),
         sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
         admin=AdminApi(access=access, runtime=runtime, monitor=monitor),
+        keeper=_keeper(config, runtime),
         openers=tuple(parser.start for parser in parsers.values()),
         closers=(session.close, *(parser.aclose for parser in parsers.values())),
     )
     metrics.refresh = gateway.measure
     return gateway
+
+
+def _keeper(config: Config, runtime: Runtime) -> ProfileFile | None:
+    path = config.profiles.path
+    profiles = runtime.dispatcher.profiles
+    return ProfileFile(profiles, path, every=config.profiles.every) if path is not None else None
 
 
 def _relay(config: Config, plan: Blueprint, *, runtime: Runtime, intake: Intake, desk: Desk, door: Door) -> Relay:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import get_args
 
-from gateway.settings import Config, DuckDb, Edge, Emulated, Pool, Stage, Vllm, Workflow
+from gateway.settings import Config, DuckDb, Edge, Emulated, Outcome, Pool, Stage, Vllm, Workflow
 from gateway.yamlfile import Place
 from policies.workflow import START
 
 Fault = tuple[Place, str]
 KV_LEAST = 1024
 """Tokens that an emulated engine must hold: with fewer, hardly any prompt of an agent would ever fit."""
+CLOSE = 1e-6
+"""Chances that miss 1 by no more have only been rounded."""
 
 
 def faults(config: Config) -> Iterator[Fault]:
@@ -132,7 +135,7 @@ def _cannot_lend(config: Config, name: str, other: str) -> str | None:
 def _stage(config: Config, stage: Stage, place: Place) -> Iterator[Fault]:
     used = stage.model_fields_set
     foreign = {
-        "render": ("pool", "tool", "database", "prompt", "tools", "sampling", "outcomes"),
+        "render": ("pool", "tool", "database", "prompt", "tools", "sampling", "outcomes", "width"),
         "sql": ("prompt", "tools", "sampling", "outcomes"),
         "llm": ("database",),
     }
@@ -175,24 +178,55 @@ def _graph(workflow: Workflow, place: Place) -> Iterator[Fault]:
     if START in stages:
         yield (*place, "stages", START), f"'{START}' is where every run begins and cannot name a stage"
     onward: dict[str, set[str]] = defaultdict(set)
-    chances: dict[str, float] = defaultdict(float)
     lost: list[Fault] = []
     for index, edge in enumerate(workflow.edges):
-        here = (*place, "edges", index)
-        lost += _ends(edge, stages, here)
+        lost += _ends(edge, stages, (*place, "edges", index))
         for source in edge.sources:
             onward[source].add(edge.to)
-            chances[source] += edge.chance or 0.0
-            if edge.chance and chances[source] > 1 + 1e-6:
-                message = f"the chances of the edges from '{source}' add up to {chances[source]:g}, more than 1"
-                yield (*here, "chance"), message
+    yield from _chances(workflow, place)
     if lost:
         yield from lost  # and nothing of stages out of reach, which would only follow from these
     elif stages and START not in onward:
         yield (*place, "edges"), f"no edge from '{START}': a run would never begin"
     else:
-        for stage in stages.keys() - _reached(onward):
+        for stage in stages.keys() - _reached(onward, START):
             yield (*place, "stages", stage), f"no edges lead here from '{START}'"
+        yield from _loops(workflow, onward, place)
+
+
+def _chances(workflow: Workflow, place: Place) -> Iterator[Fault]:
+    """Of the edges that are taken instead of each other one is taken, or the run ends where an outcome has none."""
+    leaving: dict[str, list[tuple[int, Edge]]] = defaultdict(list)
+    for index, edge in enumerate(workflow.edges):
+        if not edge.parallel:
+            for source in edge.sources:
+                leaving[source].append((index, edge))
+    for source, edges in leaving.items():
+        total = 0.0
+        for index, edge in edges:
+            total += edge.chance or 0.0
+            if edge.chance and total > 1 + CLOSE:
+                message = f"the chances of the edges from '{source}' add up to {total:g}, more than 1"
+                yield (*place, "edges", index, "chance"), message
+        taken = {outcome for _, edge in edges for outcome in edge.on or get_args(Outcome)}
+        given = all(edge.chance is not None for _, edge in edges)
+        if given and total < 1 - CLOSE and taken == set(get_args(Outcome)):
+            message = (
+                f"the edges from '{source}' take every outcome, but their chances add up to {total:g}, less than 1; "
+                "for runs that end there leave out an outcome"
+            )
+            yield (*place, "edges", edges[-1][0], "chance"), message
+
+
+def _loops(workflow: Workflow, onward: Mapping[str, set[str]], place: Place) -> Iterator[Fault]:
+    """A loop needs a stage that says how often a run may come there."""
+    endless = {name for name, stage in workflow.stages.items() if "visits" not in stage.model_fields_set}
+    inside = {name: onward.get(name, set()) & endless for name in endless}
+    for name in workflow.stages:
+        if name in endless and any(name in _reached(inside, following) for following in inside[name]):
+            message = "stands in a loop in which no stage says how often a run may come there (visits)"
+            yield (*place, "stages", name, "visits"), message
+            return
 
 
 def _ends(edge: Edge, stages: Collection[str], place: Place) -> Iterator[Fault]:
@@ -205,8 +239,8 @@ def _ends(edge: Edge, stages: Collection[str], place: Place) -> Iterator[Fault]:
         yield (*place, "to"), _unknown("stage", edge.to, stages)
 
 
-def _reached(onward: dict[str, set[str]]) -> set[str]:
-    reached, ahead = {START}, [START]
+def _reached(onward: Mapping[str, set[str]], start: str) -> set[str]:
+    reached, ahead = {start}, [start]
     while ahead:
         new = onward.get(ahead.pop(), set()) - reached
         reached |= new

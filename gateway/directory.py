@@ -42,7 +42,9 @@ class Directory:
             for name, stage in spec.stages.items()
             if stage.kind == "llm"
         ]
-        whole = [WHOLE + name for name, spec in self._config.workflows.items() if spec.stages and not _mute(spec)]
+        whole = [
+            WHOLE + name for name, spec in self._config.workflows.items() if spec.stages and not _unwalkable(spec)
+        ]
         return [*self._by_model, *whole, *aliases]
 
     def whole_workflow(self, model: str) -> Workflow | None:
@@ -52,8 +54,8 @@ class Directory:
         workflow = self._config.workflows.get(model.removeprefix(WHOLE))
         if workflow is None or not workflow.stages:
             raise self._no_model(model)
-        if mute := _mute(workflow):
-            raise bad_request(f"{model!r} cannot be walked: its stage {mute!r} has no prompt", param="model")
+        if reason := _unwalkable(workflow):
+            raise bad_request(f"{model!r} cannot be walked: {reason}", param="model")
         return workflow
 
     def check_place(self, place: Place | None, *, model: bool = False) -> None:
@@ -99,6 +101,14 @@ class Directory:
         return pool
 
 
-def _mute(workflow: Workflow) -> str | None:
-    """A stage that asks a model and has no prompt: only a client that drives itself can pass it."""
-    return next((name for name, stage in workflow.stages.items() if stage.kind == "llm" and not stage.prompt), None)
+def _unwalkable(workflow: Workflow) -> str | None:
+    """Why only a client that drives itself can pass a workflow: a model is asked without a prompt, or several calls
+    are open at once."""
+    for name, stage in workflow.stages.items():
+        if stage.kind == "llm" and not stage.prompt:
+            return f"its stage {name!r} has no prompt"
+        if stage.width > 1:
+            return f"its stage {name!r} makes several calls at once"
+    if any(edge.parallel for edge in workflow.edges):
+        return "it has edges that are taken in parallel"
+    return None

@@ -14,6 +14,7 @@ from gateway.access import Access
 from gateway.admin import AdminApi
 from gateway.directory import Directory
 from gateway.door import Door
+from gateway.keeping import ProfileFile
 from gateway.metrics import Metrics
 from gateway.monitor import Monitor
 from gateway.relay import Relay
@@ -38,6 +39,7 @@ class Gateway:
     relay: Relay
     sql: SqlApi
     admin: AdminApi
+    keeper: ProfileFile | None = None
     openers: Sequence[Callable[[], Awaitable[None]]] = ()
     closers: Sequence[Callable[[], Awaitable[None]]] = ()
     draining: bool = False
@@ -54,6 +56,9 @@ class Gateway:
             await self.monitor.poll()
             watch = asyncio.create_task(self.monitor.run(), name="monitor")
             stack.push_async_callback(_ended, watch)
+            if self.keeper is not None:
+                stack.push_async_callback(self.keeper.save)
+                stack.push_async_callback(_ended, asyncio.create_task(self.keeper.run(), name="profiles"))
             self._report()
             yield
             self.draining = True

@@ -272,6 +272,7 @@ class Stage(Part):
     sampling: Sampling = Field(default_factory=Sampling)
     outcomes: Annotated[Mapping[Outcome, Pattern], Frozen] = Field(default={}, validate_default=True)
     visits: Annotated[Count, Field(le=1000)] = 3
+    width: Annotated[Number, Field(ge=1, le=1000)] = 1.0
 
     @field_validator("pool")
     @classmethod
@@ -286,12 +287,16 @@ class Stage(Part):
 
 
 class Edge(Part):
-    """A way from stages to the next one. An empty `on` takes every outcome; `chance` is what is expected at first."""
+    """A way from stages to the next one. An empty `on` takes every outcome; `chance` is what is expected at first.
+
+    A parallel way is taken besides the others instead of in their place.
+    """
 
     sources: Annotated[OneOrMany[Text], Field(min_length=1, alias="from")]
     to: Text
     on: Annotated[OneOrMany[Outcome], Field(min_length=1)] = ()
     chance: Share | None = None
+    parallel: Flag = False
 
 
 class Workflow(Part):
@@ -301,6 +306,13 @@ class Workflow(Part):
     tools: Map[Literal["pass", "intercept"]] = Field(default={}, validate_default=True)
     stages: Named[Stage] = Field(default={}, validate_default=True)
     edges: List[Edge] = ()
+
+
+class Profiles(Part):
+    """Where what was learned of calls and runs is kept across restarts; nowhere without a path."""
+
+    path: FilePathOrNone = None
+    every: Seconds = 60.0
 
 
 class Config(Part):
@@ -315,6 +327,7 @@ class Config(Part):
     models: Map[Text] = Field(default={}, validate_default=True)
     workflows: Named[Workflow] = Field(default={}, validate_default=True)
     policies: Policies = Field(default_factory=Policies)
+    profiles: Profiles = Field(default_factory=Profiles)
 
     def alias(self, model: str) -> str | None:
         """The pool that `models` gives to a model's name; the first pattern that fits wins."""

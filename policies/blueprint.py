@@ -15,7 +15,10 @@ OPEN = Named(name="open")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
-    """Pools, workflows and limits, the policies of each pool by name, and the seed of the only chance there is."""
+    """Pools, workflows and limits, the policies of each pool by name, and the seed of the only chance there is.
+
+    `profiles` is what an earlier dispatcher has learned, as `Profiles.dump` gave it.
+    """
 
     pools: Mapping[str, PoolSpec]
     workflows: Mapping[str, Workflow]
@@ -23,10 +26,11 @@ class Blueprint:
     limits: Limits
     gate: Named = OPEN
     seed: int = 0
+    profiles: Mapping[str, object] | None = None
 
     def dispatcher(self) -> Dispatcher:
-        """A fresh dispatcher. Raises UnknownPolicy."""
-        return Dispatcher(
+        """A fresh dispatcher. Raises UnknownPolicy, ProfileError."""
+        dispatcher = Dispatcher(
             pools=self.pools,
             workflows=self.workflows,
             policies={name: make_all(chosen) for name, chosen in self.policies.items()},
@@ -34,3 +38,6 @@ class Blueprint:
             gate=make_gate(self.gate),
             seed=self.seed,
         )
+        if self.profiles is not None:
+            dispatcher.profiles.load(self.profiles)
+        return dispatcher

@@ -12,6 +12,9 @@ from typing import Protocol
 from policies.calls import Call, Estimate
 from policies.pool import EngineView
 
+WRITTEN = 4.0
+"""Committed work of a token to be written, in prompt tokens (as in `Slot.work`)."""
+
 
 class Borrowing(Protocol):
     """Whether an engine of another pool may take a call now. Where it is not `gated`, it always may."""
@@ -38,11 +41,11 @@ class Always:
 class Gated:
     """An engine is lent while its owner does not need it, and its KV memory holds both (`layout: adaptive`).
 
-    A loan is a call: what runs cannot be recalled, so the committed work of borrowed calls stays below the share
-    `most` of the engine's budget, and none is lent while calls of its own pool wait or beyond the share `load` of
-    its seats or its budget. The gate on KV: what the engine keeps for others (blocks that it was sent more than
-    once, and what is live in it) and what the call would add must fit into the share `kv` of its memory; else a
-    borrowed call evicts the prefix that the owner's calls live on.
+    A loan is a call: what runs cannot be recalled, so the committed work of borrowed calls stays within the share
+    `most` of the engine's budget, and none is lent while calls of its own pool wait or once more than the share
+    `load` of its seats or its budget is taken. The gate on KV: what the engine keeps for others (blocks that it was
+    sent more than once, and what is live in it) and what the call would add must fit into the share `kv` of its
+    memory; else a borrowed call evicts the prefix that the owner's calls live on.
     """
 
     gated: bool = field(default=True, init=False)
@@ -53,8 +56,8 @@ class Gated:
     def lends(self, call: Call, estimate: Estimate, engine: EngineView, owner_waits: bool) -> bool:
         if owner_waits or engine.load > self.load:
             return False
-        added = max(0, call.prompt_tokens - engine.matched) + estimate.output_tokens[0]
-        if engine.on_loan > self.most * engine.budget:
+        prefill, output = max(0, call.prompt_tokens - engine.matched), estimate.output_tokens[0]
+        if engine.on_loan + prefill + WRITTEN * output > self.most * engine.budget:
             return False
         memory = engine.limits.kv_tokens
-        return memory is None or engine.footprint + added <= self.kv * memory
+        return memory is None or engine.footprint + prefill + output <= self.kv * memory

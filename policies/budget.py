@@ -60,7 +60,7 @@ class Adaptive:
 
     def resized(self, work: float, congestion: Congestion) -> float:
         if math.isinf(work):
-            return self.start
+            return min(self.most, max(self.least, self.start))
         factor = self.cut if self._congested(congestion) else self.grow
         return min(self.most, max(self.least, work * factor))
 
@@ -70,4 +70,4 @@ class Adaptive:
         waits = sorted(congestion.waits)
         if not waits:
             return False
-        return sum(waits) / len(waits) > self.mean or waits[int(0.95 * (len(waits) - 1))] > self.p95
+        return sum(waits) / len(waits) > self.mean or waits[math.ceil(0.95 * len(waits)) - 1] > self.p95

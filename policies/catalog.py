@@ -9,29 +9,51 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from policies.admission import PredictedWait, QueueBound
+from policies.baselines.autellix import Atlas, Plas
+from policies.baselines.hexagent import HexAgent
+from policies.baselines.hexgen import HexGen, HexGenReleased
+from policies.baselines.laxity import LeastLaxity
+from policies.baselines.oracle import SrptOracle
+from policies.baselines.pythia import Pythia
+from policies.baselines.tail_aware import TailAware
 from policies.borrowing import Always, Borrowing, Gated
 from policies.budget import Adaptive, Budget, Fixed
 from policies.gate import Aimd, GatePolicy, Open, PauseRestore
 from policies.priority import Edf, Fcfs, LeastSlack
 from policies.protocols import Admission, Filter, Picker, Priority, Scorer
-from policies.routing.filters import KvBelow, Untried
+from policies.routing.filters import KvBelow, SpareForLost, Untried
 from policies.routing.pickers import Best, TwoChoices
 from policies.routing.pipeline import Pipeline
-from policies.routing.scorers import FreeWork, LeastCost, LeastRunning, OwnPool, PrefixAffinity, RoundRobin
+from policies.routing.scorers import FreeWork, LeastDelay, LeastRunning, OwnPool, PrefixAffinity, RoundRobin
 
 CATALOG: Mapping[str, Mapping[str, type]] = MappingProxyType(
     {
-        "priority": MappingProxyType({"fcfs": Fcfs, "edf": Edf, "least_slack": LeastSlack}),
+        "priority": MappingProxyType(
+            {
+                "fcfs": Fcfs,
+                "edf": Edf,
+                "least_slack": LeastSlack,
+                "llf": LeastLaxity,
+                "hexgen": HexGen,
+                "hexgen_released": HexGenReleased,
+                "plas": Plas,
+                "atlas": Atlas,
+                "pythia": Pythia,
+                "hexagent": HexAgent,
+                "tail_aware": TailAware,
+                "srpt_oracle": SrptOracle,
+            }
+        ),
         "admission": MappingProxyType({"queue_bound": QueueBound, "predicted_wait": PredictedWait}),
         "gate": MappingProxyType({"open": Open, "aimd": Aimd, "pause_restore": PauseRestore}),
         "budget": MappingProxyType({"fixed": Fixed, "adaptive": Adaptive}),
         "borrowing": MappingProxyType({"always": Always, "gated": Gated}),
-        "filters": MappingProxyType({"untried": Untried, "kv_below": KvBelow}),
+        "filters": MappingProxyType({"untried": Untried, "kv_below": KvBelow, "spare_for_lost": SpareForLost}),
         "scorers": MappingProxyType(
             {
                 "prefix_affinity": PrefixAffinity,
                 "free_work": FreeWork,
-                "least_cost": LeastCost,
+                "least_delay": LeastDelay,
                 "least_running": LeastRunning,
                 "round_robin": RoundRobin,
                 "own_pool": OwnPool,

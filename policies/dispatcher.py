@@ -46,7 +46,7 @@ from policies.reviews import Reviews
 from policies.routing.placement import Floor, work
 from policies.routing.prefix import PrefixIndex
 from policies.runs import Run, Runs
-from policies.slack import slack
+from policies.slack import slack, urgency
 from policies.tenants import Tenants
 from policies.tracking import Tracked
 from policies.workflow import Workflow
@@ -85,8 +85,8 @@ class Dispatcher:
         self._policies = policies
         self._limits = limits
         self.fleet = Fleet(pools)
-        self.runs = Runs(limit=limits.runs, idle=limits.run_idle)
         self.profiles = Profiles(pools, workflows)
+        self.runs = Runs(limit=limits.runs, idle=limits.run_idle, learn=self.profiles.learn)
         self.prefixes = PrefixIndex(limits.prefix_tokens)
         self.tenants = Tenants()
         self.gate = Gate(gate or AlwaysOpen())
@@ -210,21 +210,30 @@ class Dispatcher:
         tracked = self._calls.get(event.call)
         if tracked is None or tracked.attempt != event.attempt:
             return ()
-        call, outcome = tracked.call, event.outcome
+        outcome = event.outcome
         touched: Sequence[str] = ()
         if event.attempt is not None:
-            engine = self._engine_of(tracked)
-            touched = self._release(tracked, now, out)
-            if outcome.fate in ("ok", "error", "empty"):
-                engine.succeeded()
-            if outcome.cached_tokens is not None:
-                self._reviews.found(outcome.prompt_tokens, outcome.cached_tokens)
-            if outcome.fate == "ok" or (call.kind == "sql" and outcome.fate in ("error", "empty")):
-                # What an LLM engine declines at once says nothing of how long it takes to answer.
-                self.profiles.observe(call, tracked.visit, outcome)
+            touched = self._answered(tracked, outcome, now, out)
         else:
             touched = self._lines.take(tracked.entry)
         return (*touched, *self._forget(tracked, outcome.fate, now, outcome))
+
+    def _answered(self, tracked: Tracked, outcome: Outcome, now: float, out: list[Action]) -> Sequence[str]:
+        """An engine has given the answer: its slot is free, and what it took is learned."""
+        call, engine = tracked.call, self._engine_of(tracked)
+        assert tracked.attempt is not None
+        slot = engine.slots[tracked.attempt]
+        touched = self._release(tracked, now, out)
+        if outcome.fate in ("ok", "error", "empty"):
+            engine.succeeded()
+        if outcome.cached_tokens is not None:
+            self._reviews.found(outcome.prompt_tokens, outcome.cached_tokens)
+        if outcome.fate == "ok" or (call.kind == "sql" and outcome.fate in ("error", "empty")):
+            # What an LLM engine declines at once says nothing of how long it takes to answer.
+            self.profiles.observe(call, tracked.visit, outcome)
+        if outcome.fate == "ok" and call.kind == "llm":
+            engine.learn(slot, outcome, now)
+        return touched
 
     def _failed(self, event: Failed, now: float, out: list[Action]) -> Sequence[str]:
         tracked = self._current(event.call, event.attempt)
@@ -262,7 +271,7 @@ class Dispatcher:
         run, visit = self.runs.enter(call, self._workflows.get(call.workflow), now)
         tracked = self._calls[call.id] = Tracked(call=call, run=run, visit=visit)
         self.tenants.came(call.tenant)
-        return tracked, self.profiles.estimate(call, visit, run.calls - 1)
+        return tracked, self.profiles.estimate(call, visit)
 
     def _forget(
         self, tracked: Tracked, fate: Fate | None, now: float, outcome: Outcome | None = None
@@ -275,7 +284,16 @@ class Dispatcher:
         self.tenants.went(call.tenant, tracked.served)
         workflow = self._workflows.get(call.workflow)
         last = workflow is not None and call.stage in workflow.stages and workflow.ends(call.stage) >= 1.0
-        self.runs.leave(call, fate, over=last and fate == "ok")
+        had = outcome if outcome is not None else Outcome(fate="cancelled")
+        self.runs.leave(
+            call,
+            fate,
+            now,
+            over=last and fate == "ok",
+            service=had.total,
+            queued=had.queued,
+            tokens=had.prompt_tokens + had.output_tokens,
+        )
         hurried = self._hurry_the_last(run, now)
         return (*hurried, *self._lines.ended(tracked.entry, run, now, over=run.key not in self.runs))
 
@@ -371,6 +389,7 @@ class Dispatcher:
             expected_cached=choice.matched,
             fresh=prefill + entry.estimate.output_tokens[0],
             borrowed=engine.pool != call.pool,
+            urgency=urgency(entry.deadline, entry.estimate, now),
         )
         engine.take(slot, self._attempt)
         self.prefixes.sent(call.prefix, engine.name)

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.events import Action, Drained, EngineGone, EngineUp, Launch, Reported, Retire, Scaled, Woken
+from policies.pace import Pace
 from policies.pool import EngineState, PoolSpec, lending
 
 FleetEvent = Reported | Scaled | Drained | EngineUp | EngineGone | Woken
@@ -23,6 +24,7 @@ RELAUNCH_FIRST, RELAUNCH_LONGEST = 0.5, 30.0
 @dataclass(slots=True)
 class _Roster:
     spec: PoolSpec
+    pace: Pace = field(default_factory=Pace)
     engines: dict[str, EngineState] = field(default_factory=dict)
     target: int = 0
     named: int = 0
@@ -209,7 +211,7 @@ class Fleet:
     def _launch(self, roster: _Roster) -> Launch:
         name = f"{roster.spec.name}/{roster.named}"
         roster.named += 1
-        state = EngineState(name=name, pool=roster.spec.name, limits=roster.spec.limits)
+        state = EngineState(name=name, pool=roster.spec.name, limits=roster.spec.limits, pace=roster.pace)
         self._engines[name] = roster.engines[name] = state
         self._serving.clear()
         return Launch(pool=roster.spec.name, engine=name)

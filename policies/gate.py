@@ -6,9 +6,10 @@ opens and closes the gate is what the engines report at each review, and the run
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,15 +37,15 @@ class Load:
 @dataclass(slots=True, eq=False)
 class Member:
     """A run as the gate knows it. `context` in tokens; `open` are its calls that wait or run, `parked` those that
-    wait here."""
+    wait here, and `turn` is what the policy said when the last of them came."""
 
     key: RunKey
     started: float
     seen: float
     context: int = 0
     open: int = 0
-    active: bool = False
     parked: list[Waiting] = field(default_factory=list)
+    turn: float = 0.0
 
     @property
     def reasoning(self) -> bool:
@@ -62,11 +63,11 @@ class GatePolicy(Protocol):
         """The new limit at a review; `limit` is infinite at the first."""
         ...
 
-    def admits(self, one: Member, active: Sequence[Member], limit: float, load: Load, now: float) -> bool:
-        """Whether one more run fits beside those that are active."""
+    def admits(self, one: Member, active: Collection[Member], limit: float, load: Load, now: float) -> bool:
+        """Whether one more run fits beside those that are active. Where it does not, none of a later turn does."""
         ...
 
-    def pauses(self, active: Sequence[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
+    def pauses(self, active: Collection[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
         """Which of the active runs have to pause: their next calls are parked, those under way are not touched."""
         ...
 
@@ -84,10 +85,10 @@ class Open:
     def limit(self, limit: float, load: Load) -> float:
         return limit
 
-    def admits(self, one: Member, active: Sequence[Member], limit: float, load: Load, now: float) -> bool:
+    def admits(self, one: Member, active: Collection[Member], limit: float, load: Load, now: float) -> bool:
         return True
 
-    def pauses(self, active: Sequence[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
+    def pauses(self, active: Collection[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
         return ()
 
     def turn(self, one: Member) -> float:
@@ -122,11 +123,11 @@ class Aimd:
             return max(self.least, limit * self.cut)
         return limit + self.step if load.kv_use < self.low else limit
 
-    def admits(self, one: Member, active: Sequence[Member], limit: float, load: Load, now: float) -> bool:
+    def admits(self, one: Member, active: Collection[Member], limit: float, load: Load, now: float) -> bool:
         return len(active) < limit
 
-    def pauses(self, active: Sequence[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
-        surplus = len(active) - int(limit)
+    def pauses(self, active: Collection[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
+        surplus = len(active) - math.ceil(limit)
         if not self.pausing or surplus <= 0:
             return ()
         return sorted(active, key=lambda member: member.started)[-surplus:]
@@ -143,7 +144,8 @@ class PauseRestore:
     context halved for each second since their last call. Above capacity, acting runs of the smallest context pause
     first, then reasoning ones; a paused run goes on when its context fits again, reasoning ones and the smallest
     first. Capacity is `share` of the KV memory less `buffer` tokens per run. Assumed: the shared prefixes, which the
-    original subtracts, stand for themselves in `share`; a run's context is the prompt and answer of its last call.
+    original subtracts, stand for themselves in `share`; a run's context is its longest prompt so far, so an answer
+    counts once it is part of one; before the first review the KV memory is not known, and every run goes on.
     """
 
     period: float = field(default=5.0, metadata={"unit": "s"})
@@ -153,10 +155,10 @@ class PauseRestore:
     def limit(self, limit: float, load: Load) -> float:
         return self.share * load.kv_tokens
 
-    def admits(self, one: Member, active: Sequence[Member], limit: float, load: Load, now: float) -> bool:
+    def admits(self, one: Member, active: Collection[Member], limit: float, load: Load, now: float) -> bool:
         return not active or self._demand(active, now) + one.context + self.buffer <= limit
 
-    def pauses(self, active: Sequence[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
+    def pauses(self, active: Collection[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
         over = self._demand(active, now) - limit
         paused = []
         for member in sorted(active, key=lambda one: (one.reasoning, one.context)):
@@ -169,7 +171,7 @@ class PauseRestore:
     def turn(self, one: Member) -> float:
         return -(1.0 / max(1, one.context) + one.reasoning)
 
-    def _demand(self, active: Sequence[Member], now: float) -> float:
+    def _demand(self, active: Collection[Member], now: float) -> float:
         return sum(self._weight(member, now) for member in active)
 
     def _weight(self, member: Member, now: float) -> float:
@@ -189,6 +191,9 @@ class Gate:
         self.window = math.inf
         self.load = Load()
         self._members: dict[RunKey, Member] = {}
+        self._active: dict[RunKey, Member] = {}
+        self._line: list[tuple[float, int, Member]] = []
+        self._tickets = 0
         self._due: float | None = None
         self._parked = Counter[str]()
 
@@ -203,7 +208,12 @@ class Gate:
 
     @property
     def active(self) -> int:
-        return sum(member.active for member in self._members.values())
+        return len(self._active)
+
+    @property
+    def places(self) -> int:
+        """How many places it keeps in memory for parked runs, those among them that are void."""
+        return len(self._line)
 
     def parked(self, pool: str) -> int:
         """How many calls of a pool are parked."""
@@ -211,8 +221,9 @@ class Gate:
 
     def came(self, key: RunKey, started: float, entry: Waiting, now: float) -> bool:
         """A call wants to queue: True when it may, False when it is parked here."""
-        if self._due is None or (not self._members and now >= self._due):
+        if self._due is None or (now >= self._due and not any(one.open for one in self._members.values())):
             self._due = now + (self.policy.period or math.inf)
+        if math.isinf(self.window):
             self.window = self.policy.limit(self.window, self.load)
         member = self._members.get(key)
         if member is None:
@@ -220,12 +231,12 @@ class Gate:
         member.seen = now
         member.open += 1
         member.context = max(member.context, entry.call.prompt_tokens)
-        if not member.active:
-            member.active = self._fits(member, now)
-        if not member.active:
-            member.parked.append(entry)
-            self._parked[entry.call.pool] += 1
-        return member.active
+        if key not in self._active:
+            if not self._fits(member, now):
+                self._park(member, entry)
+                return False
+            self._active[key] = member
+        return True
 
     def went(self, key: RunKey, entry: Waiting | None, *, over: bool, now: float) -> list[Waiting]:
         """A call has ended or left, its run perhaps with it; returns the calls that may queue now."""
@@ -238,7 +249,7 @@ class Gate:
             member.parked.remove(entry)
             self._parked[entry.call.pool] -= 1
         if over and not member.open:
-            del self._members[key]
+            self._drop(key)
             return self._restored(now)
         return []
 
@@ -248,25 +259,53 @@ class Gate:
         self._due = now + (self.policy.period or math.inf)
         for key, member in list(self._members.items()):
             if not member.open and now - member.seen > LINGER:
-                del self._members[key]
+                self._drop(key)
         self.window = self.policy.limit(self.window, load)
-        for member in self.policy.pauses(self._active(), self.window, load, now):
-            member.active = False
-        return self._restored(now)
+        for member in self.policy.pauses(self._active.values(), self.window, load, now):
+            del self._active[member.key]
+        parked = [member for member in self._members.values() if member.parked]
+        overdue = [member for member in parked if now - member.parked[0].since > PARKED_MOST]
+        released = [entry for member in overdue for entry in self._let_go(member)]
+        return released + self._restored(now)
 
     def _restored(self, now: float) -> list[Waiting]:
-        parked = [member for member in self._members.values() if member.parked]
         released: list[Waiting] = []
-        for member in sorted(parked, key=self.policy.turn):
-            if self._fits(member, now) or now - member.parked[0].since > PARKED_MOST:
-                member.active = True
-                released += member.parked
-                self._parked.subtract(entry.call.pool for entry in member.parked)
-                member.parked = []
+        while (member := self._first()) is not None and self._fits(member, now):
+            released += self._let_go(member)
         return released
 
     def _fits(self, member: Member, now: float) -> bool:
-        return self.policy.admits(member, self._active(), self.window, self.load, now)
+        return self.policy.admits(member, self._active.values(), self.window, self.load, now)
 
-    def _active(self) -> list[Member]:
-        return [member for member in self._members.values() if member.active]
+    def _drop(self, key: RunKey) -> None:
+        del self._members[key]
+        self._active.pop(key, None)
+
+    def _let_go(self, member: Member) -> list[Waiting]:
+        self._active[member.key] = member
+        released, member.parked = member.parked, []
+        self._parked.subtract(entry.call.pool for entry in released)
+        return released
+
+    def _park(self, member: Member, entry: Waiting) -> None:
+        """Park a call; its run stands in line by its turn. Places of runs that left stay until they surface, or
+        outnumber the runs."""
+        member.parked.append(entry)
+        self._parked[entry.call.pool] += 1
+        turn = self.policy.turn(member)
+        if len(member.parked) == 1 or turn != member.turn:
+            member.turn = turn
+            self._tickets += 1
+            heapq.heappush(self._line, (turn, self._tickets, member))
+        if len(self._line) > 2 * len(self._members) + 64:
+            self._line = [place for place in self._line if place[2].parked and place[0] == place[2].turn]
+            heapq.heapify(self._line)
+
+    def _first(self) -> Member | None:
+        """The parked run whose turn it is."""
+        while self._line:
+            turn, _, member = self._line[0]
+            if member.parked and turn == member.turn:
+                return member
+            heapq.heappop(self._line)
+        return None

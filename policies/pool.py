@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.calls import Kind
+from policies.calls import Kind, Outcome
+from policies.pace import Pace
 
 EngineStatus = Literal["starting", "ready", "draining", "gone"]
 
@@ -16,6 +18,9 @@ EJECT_AFTER = 3
 """Consecutive failures before the first byte that take an engine out of routing for a while."""
 EJECT_FIRST, EJECT_LONGEST = 1.0, 60.0
 """Seconds that an engine stays out: doubling from the first to the longest while it keeps failing."""
+
+INFLOW_MEMORY = 20.0
+"""Seconds over which an engine's inflow of prompts is averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +61,9 @@ class Slot:
     """One attempt in an engine. `prefill` and `decode` are its committed work in tokens, 4 for one to be written.
 
     `fresh` tokens of KV memory it will hold that were not there before it; `borrowed` says that it is a call of
-    another pool than the engine's; `crowd` is how many calls the engine ran when this one began, itself among them.
+    another pool than the engine's. When it began, the engine ran `crowd` calls, itself among them, had `ahead`
+    tokens of other prompts to compute and spent the share `pressure` of its time on such; it computed `computed` of
+    its own. `urgency` is what a second of delay costs its run, from 0 to 1.
     """
 
     call: str
@@ -67,7 +74,11 @@ class Slot:
     expected_cached: int
     fresh: float = 0.0
     borrowed: bool = False
+    urgency: float = 1.0
     crowd: int = 1
+    ahead: float = 0.0
+    computed: float = 0.0
+    pressure: float = 0.0
 
     @property
     def work(self) -> float:
@@ -81,6 +92,8 @@ class EngineView:
     `matched` tokens of the call's prompt it probably holds. `budget` is the committed work that it may have, of
     which it has `work`, with `prefill` tokens still to be computed, and `on_loan` in calls of other pools.
     `footprint` tokens of its KV memory are worth keeping: what it was sent more than once, and what its calls add.
+    Its calls lose `urgency` by a second of delay, all together; it spends the share `pressure` of its time on
+    prompts.
     """
 
     name: str
@@ -96,6 +109,9 @@ class EngineView:
     prefill: float = 0.0
     on_loan: float = 0.0
     footprint: float = 0.0
+    urgency: float = 0.0
+    pressure: float = 0.0
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def load(self) -> float:
@@ -109,7 +125,9 @@ class EngineState:
 
     `budget` is the committed work that it may have at once, `prefill` the part of `work` that is still to be
     computed from prompts, `on_loan` the part that is other pools'. `fresh` tokens of KV memory its calls add to what
-    was there. `for_good` marks one that was told to go, as against one that its pool can spare for now.
+    was there, and lose `urgency` by a second of delay, all together. `pace` is its pool's. `inflow` is how many
+    prompt tokens it was given of late, those of INFLOW_MEMORY seconds ago counting a third, as of `inflow_at`.
+    `for_good` marks one that was told to go, as against one that its pool can spare for now.
     """
 
     name: str
@@ -122,6 +140,10 @@ class EngineState:
     prefill: float = 0.0
     on_loan: float = 0.0
     fresh: float = 0.0
+    urgency: float = 0.0
+    pace: Pace = field(default_factory=Pace)
+    inflow: float = 0.0
+    inflow_at: float = 0.0
     kv_use: float = 0.0
     reported_running: int = 0
     reported_waiting: int = 0
@@ -145,7 +167,12 @@ class EngineState:
         within = min(self.budget, self.limits.work)
         return len(self.slots) < self.limits.sequences and self.work + work <= within
 
-    def view(self, *, matched: int, tried: bool, hot: int = 0) -> EngineView:
+    def pressure(self, now: float) -> float:
+        """The share of its time that it spends on prompts, going by what it was given of late."""
+        fade = math.exp((self.inflow_at - now) / INFLOW_MEMORY)
+        return self.pace.pressure(self.inflow * fade / INFLOW_MEMORY)
+
+    def view(self, now: float, *, matched: int, tried: bool, hot: int = 0) -> EngineView:
         """The engine as routing sees it for one call; `hot` tokens of its prefix cache are worth keeping."""
         return EngineView(
             name=self.name,
@@ -161,12 +188,19 @@ class EngineState:
             prefill=self.prefill,
             on_loan=self.on_loan,
             footprint=hot + self.fresh,
+            urgency=self.urgency,
+            pressure=self.pressure(now),
+            pace=self.pace,
         )
 
     def take(self, slot: Slot, order: int) -> None:
+        now = slot.since
+        slot.ahead, slot.computed, slot.pressure = self.prefill, slot.prefill, self.pressure(now)
         self.slots[slot.attempt] = slot
         slot.crowd = len(self.slots)
         self.last_start = order
+        self.inflow = self.inflow * math.exp((self.inflow_at - now) / INFLOW_MEMORY) + slot.prefill
+        self.inflow_at = now
         self._account(slot, 1)
 
     def give_back(self, attempt: int) -> Slot | None:
@@ -174,7 +208,7 @@ class EngineState:
         if slot is not None:
             self._account(slot, -1)
             if not self.slots:  # what rounding has left
-                self.work = self.prefill = self.on_loan = self.fresh = 0.0
+                self.work = self.prefill = self.on_loan = self.fresh = self.urgency = 0.0
         return slot
 
     def prefilled(self, attempt: int) -> None:
@@ -186,10 +220,20 @@ class EngineState:
             self.on_loan -= slot.prefill if slot.borrowed else 0.0
             slot.prefill = 0.0
 
+    def learn(self, slot: Slot, outcome: Outcome, now: float) -> None:
+        """See how fast it is from a call that has ended, whose slot has been given back."""
+        self.pace.learn(
+            outcome,
+            computed=slot.ahead + slot.computed,
+            crowd=(slot.crowd + len(self.slots) + 1) / 2,
+            pressure=(slot.pressure + self.pressure(now)) / 2,
+        )
+
     def _account(self, slot: Slot, sign: int) -> None:
         self.work += sign * slot.work
         self.prefill += sign * slot.prefill
         self.fresh += sign * slot.fresh
+        self.urgency += sign * slot.urgency
         if slot.borrowed:
             self.on_loan += sign * slot.work
 

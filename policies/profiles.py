@@ -1,52 +1,59 @@
-"""What the gateway believes of service times: running means by workflow, stage and visit, learned online."""
+"""What the gateway believes of calls: how long each takes and what follows, by workflow, stage and round; learned."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from policies.calls import Call, Estimate, Outcome
+from policies.calls import Call, Estimate, Outcome, Outlook
+from policies.chain import Remaining, State, remaining, visits
 from policies.pool import PoolSpec
-from policies.workflow import Workflow
+from policies.profile import TRUSTED, Profile, unseen
+from policies.snapshot import ProfileError, Record
+from policies.transitions import DEEP, END, MOVES, Counts, Place, Transition
+from policies.workflow import START, Workflow
 
-MEMORY = 50
-"""A mean weighs its last observations about like this many: old ones fade as 1 / MEMORY."""
+VERSION = 1
+"""Of the form in which profiles are kept."""
 LIMIT = 4096
 """Profiles kept; the least recently used goes first."""
-TRUSTED = 3
-"""Observations after which a profile is used instead of a more general one."""
-REFRESH_FIRST, REFRESH_MOST = 8, 64
-"""A workflow's table of remaining times is computed anew after this many observations: as means settle, seldomer."""
-DEEP = 3
-"""Visits from this one on share a profile."""
+WORKFLOWS = 64
+"""Workflows learned that are not configured; the least recently used goes first."""
+REFRESH_FIRST, REFRESH_MOST = 8, 256
+"""What a workflow still costs is computed anew after so many observations and transitions, seldomer as it settles."""
 PRIOR_OUTPUT = 128
 """Output tokens expected of a stage that nothing is known of."""
 
 ProfileKey = tuple[str, str, str, int]
+"""Pool, workflow, stage, round; round 0 stands for all rounds, an empty stage of no workflow for the whole pool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageView:
+    """What is believed of one stage in one of its rounds, for people to see. Times in seconds."""
+
+    pool: str
+    workflow: str
+    stage: str
+    visit: int
+    profile: Profile
+    width: float
+    chances: Mapping[str, float]
+    beside: Mapping[str, float]
+    remaining: float
+    tail: float
 
 
 @dataclass(slots=True)
-class Profile:
-    """Running means of one kind of call: seconds of service, output tokens, share that ended `ok`."""
+class _Learned:
+    """One workflow: its counts, and what was last computed from them."""
 
-    service: float = 0.0
-    output: float = 0.0
-    success: float = 1.0
-    count: int = 0
-
-    def observe(self, service: float, output: int, ok: bool) -> None:
-        self.count += 1
-        weight = 1.0 / min(self.count, MEMORY)
-        self.service += weight * (service - self.service)
-        self.output += weight * (output - self.output)
-        self.success += weight * (ok - self.success)
-
-
-@dataclass(slots=True)
-class _Table:
-    rows: list[dict[str, float]]
-    due: int
+    counts: Counts
+    after: Mapping[Place, Remaining] = field(default_factory=dict)
+    ends: Mapping[Place, float] = field(default_factory=dict)
+    outlook: Outlook | None = None
+    due: int = 0
     age: int = 0
 
 
@@ -57,53 +64,140 @@ class Profiles:
         self._pools = pools
         self._workflows = workflows
         self._profiles: OrderedDict[ProfileKey, Profile] = OrderedDict()
-        self._tables: dict[str, _Table] = {}
+        self._learned: OrderedDict[str, _Learned] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._profiles)
 
-    def estimate(self, call: Call, visit: int, done: int) -> Estimate:
-        """What to expect of a call at its `visit` of its stage, in a run that has made `done` calls before."""
-        profile = self._best(call, visit)
-        if call.expected_output is not None:
-            output = call.expected_output
-        elif profile is not None:
-            output = round(profile.output)
-        else:
-            output = PRIOR_OUTPUT if call.kind == "llm" else 0
-        upper = call.knobs.max_tokens or 4 * output
-        service = profile.service if profile is not None else self._prior(call.pool)
-        workflow = self._workflows.get(call.workflow)
-        remaining, success = 0.0, profile.success if profile is not None else 1.0
-        if workflow is not None and call.stage in workflow.stages:
-            rows = self._remaining(workflow)
-            remaining = rows[max(0, len(rows) - 1 - done)][call.stage]
-            success *= workflow.ends(call.stage)
-        return Estimate(
-            output_tokens=(min(output, upper), upper), service=service, remaining=remaining, success=success
-        )
+    # --- what is expected -------------------------------------------------------------------------------------
 
-    def observe(self, call: Call, visit: int, outcome: Outcome) -> None:
-        """Learn from a call that an engine served to its end."""
-        ok = outcome.fate == "ok"
-        for key in (
-            (call.pool, "", "", 0),
-            (call.pool, call.workflow, call.stage, 0),
-            (call.pool, call.workflow, call.stage, min(visit, DEEP)),
-        ):
-            self._profile(key).observe(outcome.total, outcome.output_tokens, ok)
-        table = self._tables.get(call.workflow)
-        if table is not None:
-            table.age += 1
+    def estimate(self, call: Call, visit: int) -> Estimate:
+        """What to expect of a call at its `visit`-th round at its stage."""
+        place = (call.stage, min(visit, DEEP))
+        key, profile = self._best(call.pool, call.workflow, place)
+        output = call.expected_output
+        if output is None:
+            output = round(profile.output) if profile else PRIOR_OUTPUT if call.kind == "llm" else 0
+        upper = call.knobs.max_tokens or 4 * output
+        known = profile is not None and profile.known and key[1:3] == (call.workflow, call.stage)
+        success = profile.success if profile is not None else 1.0
+        learned = self._fresh(call.workflow)
+        after = None
+        if learned is not None and (after := learned.after.get(place)) is not None:
+            success = learned.ends[place] * learned.counts.well(place, success)
+            known = known and learned.counts.known(call.stage)
+        return Estimate(
+            output_tokens=(min(output, upper), upper),
+            service=profile.service if profile is not None else self._prior(call.pool),
+            remaining=after.mean if after is not None else 0.0,
+            success=success,
+            tail=after.tail if after is not None else 0.0,
+            hops=after.hops if after is not None else 0.0,
+            known=known,
+            outlook=learned.outlook if learned is not None else None,
+        )
 
     def mean_service(self, pool: str) -> float:
         """Seconds that a call of this pool takes in the mean."""
         profile = self._profiles.get((pool, "", "", 0))
         return profile.service if profile is not None and profile.count else self._prior(pool)
 
+    # --- what is learned --------------------------------------------------------------------------------------
+
+    def observe(self, call: Call, visit: int, outcome: Outcome) -> None:
+        """Learn from a call that an engine served to its end."""
+        uncached = None
+        if outcome.cached_tokens is not None:
+            uncached = max(0, outcome.prompt_tokens - outcome.cached_tokens)
+        for key in dict.fromkeys(self._keys(call.pool, call.workflow, (call.stage, min(visit, DEEP)))):
+            self._profile(key).observe(outcome.total, outcome.output_tokens, uncached, ok=outcome.fate == "ok")
+        learned = self._of(call.workflow)
+        if learned is not None:
+            learned.counts.meet(call.stage, call.pool)
+            learned.age += 1
+
+    def learn(self, transition: Transition) -> None:
+        """Learn from a run's going on from one stage to the next."""
+        learned = self._of(transition.workflow)
+        if learned is not None:
+            learned.counts.count(transition)
+            learned.age += 1
+
+    # --- what is shown and kept -------------------------------------------------------------------------------
+
+    def stages(self) -> Iterator[StageView]:
+        """Everything that is believed of the rounds at each stage."""
+        for (pool, workflow, stage, visit), profile in self._profiles.items():
+            if not visit:
+                continue
+            learned = self._fresh(workflow)
+            seen = learned.counts.stages.get(stage) if learned is not None else None
+            onward, beside, after = {END: 1.0}, [], Remaining()
+            if learned is not None and seen is not None:
+                onward, beside = learned.counts.chances((stage, visit)), learned.counts.beside((stage, visit))
+                after = learned.after.get((stage, visit), after)
+            chances: dict[str, float] = {}
+            for (name, _), chance in onward.items():
+                if chance:
+                    chances[name] = chances.get(name, 0.0) + chance
+            yield StageView(
+                pool=pool,
+                workflow=workflow,
+                stage=stage,
+                visit=visit,
+                profile=profile,
+                width=seen.width if seen is not None else 1.0,
+                chances=chances,
+                beside={name: chance for (name, _), chance in beside},
+                remaining=after.mean,
+                tail=after.tail,
+            )
+
+    def dump(self) -> dict[str, object]:
+        """All that was learned, as plain data."""
+        return {
+            "version": VERSION,
+            "profiles": [
+                dict(zip(("pool", "workflow", "stage", "visit"), key, strict=True)) | profile.dump()
+                for key, profile in self._profiles.items()
+            ],
+            "workflows": [{"workflow": name} | learned.counts.dump() for name, learned in self._learned.items()],
+        }
+
+    def load(self, data: object) -> None:
+        """Take over what was dumped. Raises ProfileError, and then leaves everything as it was."""
+        record = Record(data)
+        if record.field("version") != VERSION:
+            raise ProfileError(f"version: is {record.field('version')!r}, and only {VERSION} can be read")
+        profiles: OrderedDict[ProfileKey, Profile] = OrderedDict()
+        for one in record.records("profiles", LIMIT):
+            key = (one.text("pool"), one.text("workflow"), one.text("stage"), one.whole("visit", DEEP))
+            profiles[key] = Profile.load(one)
+        learned: OrderedDict[str, _Learned] = OrderedDict()
+        for one in record.records("workflows", WORKFLOWS + MOVES):
+            name = one.text("workflow")
+            learned[name] = _Learned(Counts.load(self._workflows.get(name), one))
+        self._profiles, self._learned = profiles, learned
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
     def _prior(self, pool: str) -> float:
         spec = self._pools.get(pool)
         return spec.prior_service if spec is not None else 1.0
+
+    def _keys(self, pool: str, workflow: str, place: Place) -> tuple[ProfileKey, ProfileKey, ProfileKey]:
+        """The profiles that a call belongs to, the most particular one first."""
+        stage, visit = place
+        return (pool, workflow, stage, visit), (pool, workflow, stage, 0), (pool, "", "", 0)
+
+    def _best(self, pool: str, workflow: str, place: Place) -> tuple[ProfileKey, Profile | None]:
+        """The most particular profile that has seen enough."""
+        key = ("", "", "", 0)
+        for key in self._keys(pool, workflow, place):
+            profile = self._profiles.get(key)
+            if profile is not None and profile.count >= TRUSTED:
+                return key, profile
+        return key, None
 
     def _profile(self, key: ProfileKey) -> Profile:
         profile = self._profiles.get(key)
@@ -115,29 +209,67 @@ class Profiles:
             self._profiles.move_to_end(key)
         return profile
 
-    def _best(self, call: Call, visit: int) -> Profile | None:
-        """The most particular profile that has seen enough."""
-        for key in (
-            (call.pool, call.workflow, call.stage, min(visit, DEEP)),
-            (call.pool, call.workflow, call.stage, 0),
-            (call.pool, "", "", 0),
-        ):
-            profile = self._profiles.get(key)
-            if profile is not None and profile.count >= TRUSTED:
-                return profile
-        return None
+    def _of(self, workflow: str) -> _Learned | None:
+        """What is known of a workflow; it is learned if it is not configured. None for calls of no workflow."""
+        if not workflow:
+            return None
+        learned = self._learned.get(workflow)
+        if learned is None:
+            learned = self._learned[workflow] = _Learned(Counts(self._workflows.get(workflow)))
+            strangers = [name for name in self._learned if name not in self._workflows]
+            if len(strangers) > WORKFLOWS:
+                del self._learned[strangers[0]]
+        else:
+            self._learned.move_to_end(workflow)
+        return learned
 
-    def _remaining(self, workflow: Workflow) -> list[dict[str, float]]:
-        table = self._tables.get(workflow.name)
-        if table is None or table.age >= table.due:
-            rows = workflow.remaining(lambda stage: self._stage_mean(workflow, stage))
-            due = REFRESH_FIRST if table is None else min(REFRESH_MOST, 2 * table.due)
-            table = self._tables[workflow.name] = _Table(rows, due)
-        return table.rows
+    def _fresh(self, workflow: str) -> _Learned | None:
+        """As `_of`, with what it computes brought up to date every so often."""
+        if workflow not in self._workflows and workflow not in self._learned:
+            return None
+        learned = self._of(workflow)
+        if learned is not None and learned.age >= learned.due:
+            self._compute(workflow, learned)
+            learned.due = min(REFRESH_MOST, 2 * learned.due) or REFRESH_FIRST
+            learned.age = 0
+        return learned
 
-    def _stage_mean(self, workflow: Workflow, stage: str) -> float:
-        pool = workflow.stages[stage].pool
-        profile = self._profiles.get((pool, workflow.name, stage, 0))
-        if profile is not None and profile.count >= TRUSTED:
-            return profile.service
-        return self.mean_service(pool)
+    def _compute(self, workflow: str, learned: _Learned) -> None:
+        counts = learned.counts
+        places = [(stage, visit) for visit in range(1, DEEP + 1) for stage in counts.stages]
+        index = {place: number for number, place in enumerate(places)}
+        states = [self._state(workflow, counts, place) for place in places]
+        start = State(0.0, 0.0)
+        for place, state in ((START, 1), start), *zip(places, states, strict=True):
+            state.ways = [(c, index[to]) for to, c in counts.chances(place).items() if to in index]
+            state.beside = [(chance, index[to]) for to, chance in counts.beside(place)]
+        after = remaining(states)
+        joins = frozenset(number for place, number in index.items() if place[0] in counts.graph.joins)
+        entered = visits(states, start, joins)
+        learned.after = dict(zip(places, after, strict=True))
+        learned.ends = {place: counts.ends(place) for place in places}
+        learned.outlook = self._outlook(workflow, counts, dict(zip(places, entered, strict=True)))
+
+    def _state(self, workflow: str, counts: Counts, place: Place) -> State:
+        """Entering a place: as long as the slowest of as many calls takes as are open there at once."""
+        stage = counts.graph.stages.get(place[0])
+        if stage is not None and stage.kind == "render":
+            return State(0.0, 0.0, calls=0.0)
+        seen = counts.stages[place[0]]
+        key, profile = self._best(seen.pool, workflow, place)
+        if profile is not None and key[2]:
+            return State(*profile.spread(seen.width))
+        return State(*unseen(self.mean_service(seen.pool), seen.width))
+
+    def _outlook(self, workflow: str, counts: Counts, entered: Mapping[Place, float]) -> Outlook:
+        calls: dict[str, float] = {}
+        service: dict[str, float] = {}
+        for stage, seen in counts.stages.items():
+            known = counts.graph.stages.get(stage)
+            if known is not None and known.kind == "render":
+                continue
+            calls[stage] = seen.width * sum(entered[stage, visit] for visit in range(1, DEEP + 1))
+            profile = self._profiles.get((seen.pool, workflow, stage, 0))
+            trusted = profile is not None and profile.count >= TRUSTED
+            service[stage] = profile.service if profile and trusted else self.mean_service(seen.pool)
+        return Outlook(visits=calls, service=service)

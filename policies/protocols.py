@@ -98,16 +98,27 @@ class Admission(Protocol):
     def decide(self, call: Call, estimate: Estimate, run: RunView, pool: PoolView, now: float) -> Admit | Refuse: ...
 
 
+@dataclass(slots=True, kw_only=True)
+class Demand:
+    """A call that looks for an engine: it will write about `output` tokens, and a second of delay costs its run
+    `urgency`, from 0 to 1. `lost` says that its run can no longer make its deadline."""
+
+    call: Call
+    output: float = 0.0
+    urgency: float = 1.0
+    lost: bool = False
+
+
 class Filter(Protocol):
     """Which engines may take a call."""
 
-    def keep(self, call: Call, engine: EngineView) -> bool: ...
+    def keep(self, demand: Demand, engine: EngineView) -> bool: ...
 
 
 class Scorer(Protocol):
     """How well each of the engines at hand suits a call: 0 worst, 1 best. There is at least one."""
 
-    def scores(self, call: Call, engines: Sequence[EngineView]) -> Sequence[float]: ...
+    def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]: ...
 
 
 class Picker(Protocol):

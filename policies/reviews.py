@@ -15,7 +15,7 @@ from policies.queue import Waiting
 WAITS = 64
 """So many of a pool's last waits for a first token count."""
 HITS_MEMORY = 100
-"""The hit rate weighs its last calls about like so many."""
+"""The hit rate goes by about so many of the last calls."""
 
 
 class Reviews:
@@ -28,7 +28,7 @@ class Reviews:
         self._work = dict.fromkeys(self._budgets, math.inf)
         self._due = dict.fromkeys(self._budgets, 0.0)
         self._waits: dict[str, deque[float]] = {name: deque(maxlen=WAITS) for name in self._budgets}
-        self._hit_rate: float | None = None
+        self._prompt = self._cached = 0.0
         self.needed = bool(self._budgets) or not gate.always_open
 
     def began(self, pool: str, wait: float) -> None:
@@ -39,9 +39,9 @@ class Reviews:
 
     def found(self, prompt: int, cached: int) -> None:
         """An engine has found so many of a prompt's tokens cached."""
-        share = cached / max(1, prompt)
-        known = share if self._hit_rate is None else self._hit_rate
-        self._hit_rate = known + (share - known) / HITS_MEMORY
+        fade = 1.0 - 1.0 / HITS_MEMORY
+        self._prompt = fade * self._prompt + prompt
+        self._cached = fade * self._cached + min(cached, prompt)
 
     def next_at(self) -> float | None:
         """When the next review is due."""
@@ -61,8 +61,12 @@ class Reviews:
     def joined(self, fleet: Fleet, engine: str) -> None:
         """Give an engine that has come up the budget of its pool."""
         state = fleet.get(engine)
-        if state is not None and state.pool in self._work:
-            state.budget = min(UNLIMITED, self._work[state.pool])
+        if state is None or state.pool not in self._work:
+            return
+        work = self._work[state.pool]
+        if math.isinf(work):  # before the first review
+            work = self._budgets[state.pool].resized(work, Congestion(waits=(), waiting=0.0))
+        state.budget = min(UNLIMITED, work)
 
     def _resize(self, pool: str, budget: Budget, fleet: Fleet, now: float) -> None:
         engines = [engine for engine in fleet.of(pool) if engine.usable(now)]
@@ -81,5 +85,5 @@ class Reviews:
             if engines:
                 fullest = max(fullest, sum(engine.kv_use for engine in engines) / len(engines))
             tokens += sum(engine.limits.kv_tokens or math.inf for engine in engines)
-        hit_rate = 1.0 if self._hit_rate is None else self._hit_rate
+        hit_rate = self._cached / self._prompt if self._prompt else 1.0
         return Load(kv_use=fullest, hit_rate=hit_rate, kv_tokens=tokens or math.inf)

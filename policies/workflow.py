@@ -1,8 +1,9 @@
-"""The call graph of a workflow: stages, edges by outcome with prior probabilities, and what a path still costs."""
+"""The call graph of a workflow: stages, and edges by outcome with the chances that are expected at first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -10,30 +11,37 @@ from typing import Literal
 from policies.calls import Fate
 
 START = "start"
-MAX_HOPS = 64
-"""A path is followed this far at most: enough for every loop bound that is worth having."""
 
 StageKind = Literal["llm", "sql", "render"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A node of the graph. `visits` bounds how often one run may enter it; a `render` stage costs nothing."""
+    """A node of the graph. `visits` bounds how often one run may enter it; a `render` stage costs nothing.
+
+    `width` is how many calls a run is expected to have open here at once; the next stage begins when all have ended.
+    """
 
     name: str
     kind: StageKind
     pool: str = ""
     visits: int = 3
+    width: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
-    """From a stage to the next, when the stage ends with one of `on` (empty: however it ends)."""
+    """From a stage to the next, when the stage ends with one of `on` (empty: however it ends).
+
+    A `parallel` edge is taken besides the others instead of in their place. A stage to which several branches lead
+    that began together is where they join.
+    """
 
     source: str
     target: str
     on: frozenset[Fate] = frozenset()
     chance: float | None = None
+    parallel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +55,63 @@ class Workflow:
 
     @cached_property
     def _after(self) -> dict[str, list[tuple[Edge, float]]]:
-        """For each stage its edges with their chances; edges without one share evenly what the others leave."""
-        after: dict[str, list[tuple[Edge, float]]] = {}
-        for name in (START, *self.stages):
-            edges = [edge for edge in self.edges if edge.source == name]
-            open_edges = sum(edge.chance is None for edge in edges)
-            rest = max(0.0, 1.0 - sum(edge.chance or 0.0 for edge in edges))
-            share = rest / open_edges if open_edges else 0.0
-            after[name] = [(edge, share if edge.chance is None else edge.chance) for edge in edges]
+        """For each stage its edges with their chances; edges without one share evenly what the others leave.
+
+        A parallel edge without a chance is always taken.
+        """
+        after: dict[str, list[tuple[Edge, float]]] = {name: [] for name in (START, *self.stages)}
+        for name, edges in after.items():
+            leaving = [edge for edge in self.edges if edge.source == name]
+            ordinary = [edge for edge in leaving if not edge.parallel]
+            open_edges = sum(edge.chance is None for edge in ordinary)
+            rest = max(0.0, 1.0 - sum(edge.chance or 0.0 for edge in ordinary))
+            for edge in leaving:
+                share = 1.0 if edge.parallel else rest / max(1, open_edges)
+                edges.append((edge, share if edge.chance is None else edge.chance))
         return after
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The stages, those first that the fewest edges lead to from the start."""
+        found = {START: None}
+        ahead = [START]
+        while ahead:
+            after = [edge.target for name in ahead for edge, _ in self._after.get(name, ())]
+            ahead = [name for name in dict.fromkeys(after) if name not in found]
+            found |= dict.fromkeys(ahead)
+        return tuple(name for name in dict.fromkeys((*found, *self.stages)) if name in self.stages)
+
+    @cached_property
+    def joins(self) -> frozenset[str]:
+        """The stages to which several branches lead that began together."""
+        found: set[str] = set()
+        for name in self._after:
+            branches = [self._reached(target, name) for target, _ in self.beside(name)]
+            branches.append({one for target, _ in self.ways(name) for one in self._reached(target, name)})
+            times = Counter(stage for branch in branches for stage in branch)
+            found |= {stage for stage, branches_here in times.items() if branches_here > 1}
+        return frozenset(found)
+
+    def _reached(self, stage: str, before: str) -> set[str]:
+        """A stage and all that can follow it before a run comes back to `before`."""
+        reached, ahead = {stage}, [stage]
+        while ahead:
+            new = {edge.target for edge, _ in self._after.get(ahead.pop(), ())} - reached - {before}
+            reached |= new
+            ahead += new
+        return reached
+
+    def ways(self, stage: str) -> list[tuple[str, float]]:
+        """The stages that may come next instead of each other, with their chances; what lacks to one is the end."""
+        return [(edge.target, chance) for edge, chance in self._after.get(stage, ()) if not edge.parallel]
+
+    def beside(self, stage: str) -> list[tuple[str, float]]:
+        """The stages that begin besides whatever comes next, each with its chance."""
+        return [(edge.target, chance) for edge, chance in self._after.get(stage, ()) if edge.parallel]
+
+    def edge(self, source: str, target: str) -> Edge | None:
+        """The edge between two stages."""
+        return next((edge for edge, _ in self._after.get(source, ()) if edge.target == target), None)
 
     def following(self, stage: str, fate: Fate) -> str | None:
         """The stage that comes after `stage` when it ends like this; None where the run ends.
@@ -74,11 +130,16 @@ class Workflow:
 
     def ends(self, stage: str) -> float:
         """The chance that a run ends right after `stage`, a rendering stage costing nothing."""
-        edges = self._after.get(stage, [])
-        going_on = sum(
-            chance for edge, chance in edges if (target := self.stages.get(edge.target)) and target.kind != "render"
-        )
-        return max(0.0, 1.0 - going_on)
+        going_on, alone = 0.0, 1.0
+        for edge, chance in self._after.get(stage, []):
+            target = self.stages.get(edge.target)
+            if target is None or target.kind == "render":
+                continue
+            if edge.parallel:
+                alone *= 1.0 - chance
+            else:
+                going_on += chance
+        return alone * max(0.0, 1.0 - going_on)
 
     def inferred(self, position: str, arrived: str) -> tuple[str, Fate] | None:
         """How the tool between two LLM stages must have ended, where the client ran it out of sight.
@@ -94,21 +155,3 @@ class Workflow:
                 if out.target == arrived and out.on:
                     return tool.name, min(out.on, key=("ok", "error", "empty", "timeout", "cancelled").index)
         return None
-
-    def remaining(self, mean: Callable[[str], float]) -> list[dict[str, float]]:
-        """Expected seconds of everything after each stage, by how many more hops a run may make.
-
-        `table[k][stage]` follows the graph for `k` hops with its prior chances: an absorbing Markov chain cut off
-        at the sum of the loop bounds. `mean` gives a stage's expected service time in seconds.
-        """
-        hops = min(MAX_HOPS, sum(stage.visits for stage in self.stages.values()))
-        cost = {name: 0.0 if stage.kind == "render" else mean(name) for name, stage in self.stages.items()}
-        ways = {
-            name: [(edge.target, chance) for edge, chance in self._after[name] if edge.target in cost]
-            for name in cost
-        }
-        table = [dict.fromkeys(self.stages, 0.0)]
-        for _ in range(hops):
-            onward = {name: cost[name] + seconds for name, seconds in table[-1].items()}
-            table.append({name: sum([chance * onward[to] for to, chance in ways[name]]) for name in cost})
-        return table

@@ -19,15 +19,16 @@ from simulator.workload import CallPlan, RunPlan, identity
 ZERO = EPOCH + 86_400.0
 """What the dispatcher's clock shows at the simulation's zero: later than its grid's, as engines come up before."""
 
-Ask = Callable[[Call, CallPlan], None]
+Ask = Callable[[Call, CallPlan, int], None]
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A run under way. `needs` are the seconds of each round with all after it, `open` its calls without an answer."""
+    """A run under way. `needs` are the seconds of each round with all after it, `open` its calls without answer."""
 
     plan: RunPlan
     needs: Sequence[float]
+    seed: int
     counted: bool
     round: int = 0
     tries: int = 0
@@ -38,7 +39,8 @@ class _Run:
 
 
 class Clients:
-    """All runs of a scenario. `ask` is given each call in its time, `leave` the id of one that nobody waits for."""
+    """All runs of a scenario. `ask` is given each call in its time, with the seed of its prefixes; `leave` the
+    id of one that nobody waits for."""
 
     def __init__(self, scenario: Scenario, agenda: Agenda, ask: Ask, leave: Callable[[str], None]) -> None:
         self._scenario = scenario
@@ -53,7 +55,7 @@ class Clients:
         configs = {pool: spec.config for pool, spec in scenario.engines.items() if spec.config is not None}
         warm = int(scenario.warmup * len(plans))
         self._runs = [
-            _Run(plan, remaining(seconds), index >= warm)
+            _Run(plan, remaining(seconds), identity(plan.tenant), index >= warm)
             for index, (plan, seconds) in enumerate(zip(plans, rounds(plans, configs), strict=True))
         ]
         for run in self._runs:
@@ -83,9 +85,7 @@ class Clients:
 
     def answered(self, call: str, plan: CallPlan, queued: float, total: float) -> None:
         """A call has its answer, after `queued` seconds in a queue and `total` in an engine."""
-        run = self._run_of.pop(call, None)
-        if run is None:
-            return
+        run = self._run_of.pop(call)
         if run.counted:
             record = self.stages.setdefault(plan.stage, StageRecord())
             record.waits.append(queued)
@@ -98,19 +98,19 @@ class Clients:
     def refused(self, call: str, reason: Reason, retry_after: float | None) -> None:
         """A call gets no answer. The first one's run may come back, any other's is lost."""
         self.refusals[reason] += 1
-        run = self._run_of.pop(call, None)
-        if run is None or run.over:
+        run = self._run_of.pop(call)
+        if run.over:
             return
         run.open.discard(call)
         at_entry = run.round == 0 and not run.open
+        # Not now: the dispatcher's other answers to the same event are still being carried out.
+        self._agenda.at(self._agenda.now, self._abandon, tuple(run.open))
         if at_entry and retry_after is not None and run.tries < self._scenario.retries:
             run.tries += 1
             self._agenda.at(self._agenda.now + retry_after, self._enter, run)
         else:
             run.refused = at_entry
             self._end(run)
-        # Not now: the dispatcher's other answers to the same event are still being carried out.
-        self._agenda.at(self._agenda.now, self._abandon, tuple(run.open))
 
     def _begin(self, run: _Run) -> None:
         if run.plan.patience is not None:
@@ -134,7 +134,7 @@ class Clients:
         for name, plan in zip(names, calls, strict=True):
             run.open.add(name)
             self._run_of[name] = run
-            self._ask(self._call(run, name, plan), plan)
+            self._ask(self._call(run, name, plan), plan, run.seed)
             if run.over or run.tries > tries:
                 return
 
@@ -153,7 +153,7 @@ class Clients:
             budget=planned.at + planned.budget - now,
             priority=planned.priority,
             prompt_tokens=prompt,
-            prefix=leading(plan.segments, prompt, identity(planned.tenant)),
+            prefix=leading(plan.segments, prompt, run.seed),
             body_bytes=4 * prompt,
             expected_output=plan.expected_output,
             final=run.round == len(planned.rounds) - 1,

@@ -35,7 +35,7 @@ from simulator.agenda import Agenda
 from simulator.clients import ZERO, Clients
 from simulator.result import Result
 from simulator.scenario import Scenario
-from simulator.workload import CallPlan, identity
+from simulator.workload import CallPlan
 from simulator.world import Counters, ModelWorker, StatementWorker, Worker
 
 Recorder = Callable[[Event, list[Action], float], None]
@@ -79,6 +79,9 @@ class _Simulation:
         self._workers: dict[str, Worker] = {}
         self._dead: set[str] = set()
         self._counters = {pool: Counters() for pool in self._pools}
+        self._kv_use: dict[str, list[tuple[float, float]]] = {
+            pool: [] for pool, spec in self._pools.items() if spec.kind == "llm"
+        }
         self._late = {fault.engine: fault.at for fault in scenario.faults if fault.kind == "late"}
         self._wake_at: float | None = None
         self._events = 0
@@ -91,7 +94,7 @@ class _Simulation:
             if fault.kind == "dies":
                 self._agenda.at(fault.at, self._die, fault.engine)
         self._agenda.at(0.0, self._report)
-        self._agenda.run(self._clients.latest + self._scenario.patience)
+        self._agenda.run(self._clients.latest + self._scenario.overtime)
         for engine in list(self._workers):
             self._dismiss(engine)
         runs = self._scenario.workload.runs
@@ -99,15 +102,17 @@ class _Simulation:
             runs=self._clients.records(),
             stages=self._clients.stages,
             engines=self._counters,
+            kv_use=self._kv_use,
             refusals=self._clients.refusals,
             span=self._agenda.now - runs[0].at if runs else 0.0,
             events=self._events,
+            profile=self._dispatcher.profiles.dump(),
         )
 
     # --- the clients' side --------------------------------------------------------------------------------
 
-    def _ask(self, call: Call, plan: CallPlan) -> None:
-        self._asked[call.id] = _Asked(call, plan, identity(call.tenant))
+    def _ask(self, call: Call, plan: CallPlan, seed: int) -> None:
+        self._asked[call.id] = _Asked(call, plan, seed)
         self._tell(Arrived(call=call))
 
     def _leave(self, call: str) -> None:
@@ -242,4 +247,7 @@ class _Simulation:
                         kv_use=worker.kv_use,
                     )
                 )
+        for pool, samples in self._kv_use.items():
+            uses = [worker.kv_use for name, worker in self._workers.items() if self._pool_of[name] == pool]
+            samples.append((self._agenda.now, sum(uses) / max(1, len(uses))))
         self._agenda.at(self._agenda.now + self._scenario.report_every, self._report)

@@ -6,6 +6,7 @@ segments before, plus the offset: so equal beginnings have equal hashes, and a t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from policies.routing.prefix import spans
@@ -32,10 +33,10 @@ def at_ends(segments: Sequence[Segment], ends: Sequence[int], seed: int) -> tupl
     start, before, index = 0, seed, 0
     for name, tokens in segments:
         here = hash((before, name))
-        while index < len(ends) and ends[index] <= start + tokens:
-            hashes.append(here + ends[index] - start)
-            index += 1
-        start, before = start + tokens, hash((here, tokens))
+        stop = start + tokens
+        last = bisect_right(ends, stop, index)
+        hashes += map((here - start).__add__, ends[index:last])
+        index, start, before = last, stop, hash((here, tokens))
     return tuple(hashes)
 
 

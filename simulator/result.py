@@ -47,16 +47,19 @@ class StageRecord:
 class Result:
     """A simulation that has ended. Runs and stages without those of the warm-up, `engines` by pool with them.
 
+    `kv_use` is the mean share of KV memory that calls held in each LLM pool, with its time, at every report.
     `refusals` counts refused calls by reason, `span` is the seconds from the simulation's first arrival to its end,
-    and `events` how often the dispatcher was asked.
+    `events` how often the dispatcher was asked, and `profile` what it has learned.
     """
 
     runs: Sequence[RunRecord]
     stages: Mapping[str, StageRecord]
     engines: Mapping[str, Counters]
+    kv_use: Mapping[str, Sequence[tuple[float, float]]]
     refusals: Mapping[str, int]
     span: float
     events: int
+    profile: object
 
     @property
     def total(self) -> Counters:
@@ -92,7 +95,7 @@ class Result:
 
 
 def quantile_of(values: Sequence[float], quantile: float) -> float:
-    """The smallest of the values that at least this share of them does not exceed; not a number where there are none."""
+    """The least of the values that this share of them does not exceed; not a number where there are none."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(quantile * len(values)) - 1)]

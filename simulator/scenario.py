@@ -15,11 +15,11 @@ class Scenario:
     """A gateway, its engines, and what comes to them.
 
     `engines` are what a pool's engines are, by pool. `seed` takes the place of the blueprint's. Every `report_every`
-    seconds each engine reports, as to the gateway's monitor. `profile` is loaded into the dispatcher's profiles.
-    `warmup` is the share of runs, the first ones, that is left out of the metrics. `tokens_heard` says whether the
-    dispatcher is told of first tokens, as it is of streams. A run that is refused at its entry comes back up to
-    `retries` times, when it was told to. What has not ended `patience` seconds after the last run could have begun
-    its last round is given up.
+    seconds each engine reports, as to the gateway's monitor. `profile` is what the dispatcher knows beforehand: the
+    `profile` of an earlier result. `warmup` is the share of runs, the first ones, that is left out of the metrics.
+    `tokens_heard` says whether the dispatcher is told of first tokens, as it is of streams. A run that is refused at
+    its entry comes back up to `retries` times, when it was told to. What has not ended `overtime` seconds after the
+    last run could have begun its last round is given up.
 
     Raises ValueError where engines and blueprint do not fit the workload.
     """
@@ -34,7 +34,7 @@ class Scenario:
     tokens_heard: bool = True
     faults: tuple[Fault, ...] = ()
     retries: int = 0
-    patience: float = 3600.0
+    overtime: float = 3600.0
 
     def __post_init__(self) -> None:
         pools = self.blueprint.pools

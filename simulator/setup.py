@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from backends.emulated.model import EngineConfig, StepTime
-from policies.blueprint import Blueprint
-from policies.catalog import PolicySet
+from policies.blueprint import OPEN, Blueprint
+from policies.catalog import Named, PolicySet
 from policies.dispatcher import Limits
 from policies.pool import EngineLimits, PoolSpec
 from policies.workflow import Workflow
@@ -20,7 +20,7 @@ A100 = StepTime(fixed=0.0215, prefill_token=0.00028, decode_sequence=0.0002, con
 BLOCKS, BLOCK = 2048, 64
 """KV memory of an engine: 131,072 tokens."""
 SEQUENCES = 24
-"""Calls that an engine is given at once; each of the longest prompts of the NL2SQL workload takes a ninth of its memory."""
+"""Calls that an engine is given at once; nine of the NL2SQL workload's longest prompts would fill its memory."""
 STARTUP = 30.0
 """Seconds from asking for an LLM engine to its being ready, its weights cached on the machine."""
 
@@ -51,9 +51,14 @@ class Setup:
         return replace(self, pools=pools)
 
     def scenario(
-        self, policies: PolicySet | Mapping[str, PolicySet], *, seed: int = 0, limits: Limits | None = None
+        self,
+        policies: PolicySet | Mapping[str, PolicySet],
+        *,
+        gate: Named = OPEN,
+        limits: Limits | None = None,
+        seed: int = 0,
     ) -> Scenario:
-        """A scenario under one set of policies for all pools, or one for each."""
+        """A scenario under one set of policies for all pools, or one for each, and a gate before them all."""
         chosen = dict.fromkeys(self.pools, policies) if isinstance(policies, PolicySet) else policies
         return Scenario(
             blueprint=Blueprint(
@@ -61,6 +66,7 @@ class Setup:
                 workflows=self.workflows,
                 policies=chosen,
                 limits=Limits() if limits is None else limits,
+                gate=gate,
             ),
             engines=self.engines,
             workload=self.workload,

@@ -128,9 +128,10 @@ class Blocks:
             elif at < filled:
                 at += 1  # a double whose twin is gone: it stays unknown
             else:
-                stop = next((index for index in range(at + 1, full) if hashes[index] in self._heads), full)
-                self._append(holding, at, stop)
-                at = stop
+                start, at = at, at + 1
+                while at < full and hashes[at] not in self._heads:
+                    at += 1
+                self._append(holding, start, at)
 
     def give_back(self, holding: Holding) -> None:
         """Let go of all blocks of a holding, the last one first. It must not be used again."""

@@ -21,29 +21,12 @@ real time (`driver.py`) or in virtual time.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from backends.emulated.blocks import Blocks, Holding
+from backends.emulated.blocks import Blocks
+from backends.emulated.steps import Live, Plan, Sequence, Step, StepTime
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTime:
-    """Seconds of a step: `fixed`, and so much for each prefill token, decoding sequence and token of context."""
-
-    fixed: float
-    prefill_token: float
-    decode_sequence: float = 0.0
-    context_token: float = 0.0
-
-    def of(self, prefill_tokens: int, decoding: int, context: int, steps: int = 1) -> float:
-        """Seconds of so many steps in a row; after each, every decoding sequence has a token of context more."""
-        first = (
-            self.fixed
-            + self.prefill_token * prefill_tokens
-            + self.decode_sequence * decoding
-            + self.context_token * context
-        )
-        return steps * first + self.context_token * decoding * (steps * (steps - 1) // 2)
+__all__ = ["Engine", "EngineConfig", "Sequence", "Step", "StepTime"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,95 +52,7 @@ class EngineConfig:
         return self.num_gpu_blocks * self.block_size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sequence:
-    """A prompt of `prompt` tokens to be answered with `output` tokens.
-
-    `hashes` are the chained hashes of the full blocks of prompt and output together, as far as they are known:
-    equal hashes mean equal tokens from the start. Those of the output count only once it is computed.
-    """
-
-    id: str
-    prompt: int
-    output: int
-    hashes: tuple[int, ...] = ()
-    priority: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """What one step does: `tokens` names the sequences that get a token each at its end, `first` those of them whose
-    first it is, `finished` those whose last it is, `admitted` the sequences that run for the first time with the
-    tokens they found cached. In a leap of several `steps` each sequence gets as many tokens, and `finished` holds
-    unless the leap is cut.
-    """
-
-    duration: float = 0.0
-    steps: int = 1
-    admitted: tuple[tuple[str, int], ...] = ()
-    tokens: tuple[str, ...] = ()
-    first: tuple[str, ...] = ()
-    finished: tuple[str, ...] = ()
-    preempted: tuple[str, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class _Live:
-    """A sequence between `add` and its end. `computed` tokens have KV; only a running one has a `holding`."""
-
-    sequence: Sequence
-    rank: tuple[int, int]
-    generated: int = 0
-    computed: int = 0
-    admitted: bool = False
-    holding: Holding | None = None
-
-    @property
-    def length(self) -> int:
-        return self.sequence.prompt + self.generated
-
-
-@dataclass(slots=True)
-class _Plan:
-    """A step or leap: the sequences that compute, with how many tokens, and what is left of the budget.
-
-    `prefill`, `decoding` and `context` are those of the first step, in tokens, sequences and tokens.
-    """
-
-    budget: int
-    steps: int = 1
-    prefill: int = 0
-    decoding: int = 0
-    context: int = 0
-    work: list[tuple[_Live, int]] = field(default_factory=list)
-    admitted: list[tuple[str, int]] = field(default_factory=list)
-    preempted: list[str] = field(default_factory=list)
-
-    def give(self, live: _Live, tokens: int) -> None:
-        self.work.append((live, tokens))
-        self.budget -= tokens
-        self.context += live.computed + tokens
-        if live.generated and live.computed + 1 == live.length:
-            self.decoding += 1
-        else:
-            self.prefill += tokens
-
-    def step(self, duration: float) -> Step:
-        ready = [live for live, tokens in self.work if live.computed + tokens == live.length]
-        return Step(
-            duration=duration,
-            steps=self.steps,
-            admitted=tuple(self.admitted),
-            tokens=tuple([live.sequence.id for live in ready]),
-            first=tuple([live.sequence.id for live in ready if not live.generated]),
-            finished=tuple(
-                [live.sequence.id for live in ready if live.generated + self.steps == live.sequence.output]
-            ),
-            preempted=tuple(self.preempted),
-        )
-
-
-def _rank(live: _Live) -> tuple[int, int]:
+def _rank(live: Live) -> tuple[int, int]:
     return live.rank
 
 
@@ -178,10 +73,10 @@ class Engine:
         self.prefix_hits = 0
         self.preemptions = 0
         self._added = 0
-        self._live: dict[str, _Live] = {}
-        self._running: list[_Live] = []
-        self._waiting: list[_Live] = []
-        self._under_way: _Plan | None = None
+        self._live: dict[str, Live] = {}
+        self._running: list[Live] = []
+        self._waiting: list[Live] = []
+        self._under_way: Plan | None = None
 
     @property
     def running(self) -> int:
@@ -209,7 +104,7 @@ class Engine:
         if sequence.prompt + sequence.output > self.config.capacity:
             raise ValueError(f"prompt and output exceed the {self.config.capacity} tokens of KV memory")
         self._added += 1
-        live = _Live(sequence, (sequence.priority, self._added))
+        live = Live(sequence, (sequence.priority, self._added), sequence.prompt)
         self._live[sequence.id] = live
         insort(self._waiting, live, key=_rank)
 
@@ -234,7 +129,7 @@ class Engine:
         """
         if self._under_way is not None:
             raise RuntimeError("a step is under way")
-        plan = _Plan(self.config.max_num_batched_tokens)
+        plan = Plan(self.config.max_num_batched_tokens)
         self._continue_running(plan)
         if not plan.preempted:
             self._admit_waiting(plan)
@@ -266,8 +161,11 @@ class Engine:
             self._reserve_later(plan)
         self.prefill_tokens_computed += plan.prefill
         for live, tokens in plan.work:
-            if live.holding is not None:  # not aborted in the meantime
-                self._progress(live, tokens, plan.steps)
+            if live.holding is None:
+                continue  # aborted in the meantime
+            live.computed += tokens + plan.steps - 1
+            if live.computed >= live.length:
+                self._yield(live, plan.steps)
 
     def step(self) -> Step:
         """`begin` and `end` in one, for callers that let nothing happen in between."""
@@ -275,10 +173,10 @@ class Engine:
         self.end()
         return step
 
-    def _lasting(self, plan: _Plan, steps: int) -> float:
+    def _lasting(self, plan: Plan, steps: int) -> float:
         return self.config.step_time.of(plan.prefill, plan.decoding, plan.context, steps)
 
-    def _continue_running(self, plan: _Plan) -> None:
+    def _continue_running(self, plan: Plan) -> None:
         index = 0
         while index < len(self._running) and plan.budget:
             live = self._running[index]
@@ -293,7 +191,7 @@ class Engine:
             plan.give(live, tokens)
             index += 1
 
-    def _admit_waiting(self, plan: _Plan) -> None:
+    def _admit_waiting(self, plan: Plan) -> None:
         size = self.config.block_size
         while self._waiting and self._open_to_more(plan):
             live = self._waiting[0]
@@ -310,10 +208,10 @@ class Engine:
             self._reserve(live, live.computed + tokens)
             plan.give(live, tokens)
 
-    def _open_to_more(self, plan: _Plan) -> bool:
+    def _open_to_more(self, plan: Plan) -> bool:
         return plan.budget > 0 and len(self._running) < self.config.max_num_seqs
 
-    def _count_lookup(self, live: _Live, plan: _Plan) -> None:
+    def _count_lookup(self, live: Live, plan: Plan) -> None:
         if live.admitted:
             return
         live.admitted = True
@@ -321,18 +219,20 @@ class Engine:
         self.prefix_hits += live.computed
         plan.admitted.append((live.sequence.id, live.computed))
 
-    def _reserve(self, live: _Live, reach: int) -> bool:
+    def _reserve(self, live: Live, reach: int) -> bool:
         """Hold the blocks of the first `reach` tokens; False when too few are free."""
         size, holding = self.config.block_size, live.holding
         assert holding is not None, "it runs"
-        if reach > holding.size * size and not self.blocks.grow(holding, -(-reach // size)):
+        if reach < holding.size * size:
+            return True  # the usual case: within a block that it has, and does not fill
+        if not self.blocks.grow(holding, -(-reach // size)):
             return False
         # A block is findable from the step that fills it on: the same step may admit who shares it.
-        if reach >= (holding.full + 1) * size:
+        if reach // size > holding.full:
             self.blocks.fill(holding, reach // size)
         return True
 
-    def _alike(self, plan: _Plan, most: int) -> int:
+    def _alike(self, plan: Plan, most: int) -> int:
         """How many steps go on like the first one of this plan, in which everyone decodes."""
         steps = min(most, *(live.sequence.output - live.generated for live, _ in plan.work))
         if self._waiting and self._open_to_more(plan):
@@ -342,7 +242,7 @@ class Engine:
             steps = bisect_right(range(1, steps + 1), self.blocks.free, key=lambda steps: self._growth(plan, steps))
         return steps
 
-    def _until_shared(self, live: _Live, other: _Live) -> int:
+    def _until_shared(self, live: Live, other: Live) -> int:
         """Steps before the one that fills a block of `live` that `other` begins with too; no bound without such."""
         assert live.holding is not None, "it runs"
         index = live.holding.full
@@ -350,7 +250,7 @@ class Engine:
             return (index + 1) * self.config.block_size - live.computed - 1
         return live.sequence.output
 
-    def _growth(self, plan: _Plan, steps: int) -> int:
+    def _growth(self, plan: Plan, steps: int) -> int:
         """How many blocks are taken in so many decoding steps."""
         size = self.config.block_size
         return sum(
@@ -359,39 +259,40 @@ class Engine:
             if live.holding is not None
         )
 
-    def _reserve_later(self, plan: _Plan) -> None:
+    def _reserve_later(self, plan: Plan) -> None:
         """Take and fill the blocks of a leap's later steps, in the order of single steps: evictions depend on it."""
         size = self.config.block_size
         due = []
         for index, (live, _) in enumerate(plan.work):
+            if live.holding is None:
+                continue  # aborted in the meantime
             first, last = live.computed + 1, live.computed + plan.steps
-            for full in range(first // size * size, last + 1, size):
-                due += [(reach - first, index, reach) for reach in (full, full + 1) if first < reach <= last]
+            for reach in range(live.holding.size * size, last + 1, size):
+                due.append((reach - first, index, reach))
+                if reach < last:
+                    due.append((reach + 1 - first, index, reach + 1))
         for _, index, reach in sorted(due):
-            live = plan.work[index][0]
-            reserved = live.holding is None or self._reserve(live, reach)
+            reserved = self._reserve(plan.work[index][0], reach)
             assert reserved, "a leap ends before memory runs out"
 
-    def _preempt(self, live: _Live) -> None:
+    def _preempt(self, live: Live) -> None:
         self.preemptions += 1
         self._let_go(live)
         live.computed = 0
         insort(self._waiting, live, key=_rank)
 
-    def _progress(self, live: _Live, tokens: int, steps: int) -> None:
-        live.computed += tokens + steps - 1
-        if live.computed < live.length:
-            return
+    def _yield(self, live: Live, tokens: int) -> None:
         if not live.generated:
             self.prompt_tokens += live.sequence.prompt
-        live.generated += steps
-        self.generation_tokens += steps
+        live.generated += tokens
+        live.length += tokens
+        self.generation_tokens += tokens
         if live.generated == live.sequence.output:
             del self._live[live.sequence.id]
             self._running.remove(live)
             self._let_go(live)
 
-    def _let_go(self, live: _Live) -> None:
+    def _let_go(self, live: Live) -> None:
         if live.holding is not None:
             self.blocks.give_back(live.holding)
             live.holding = None

@@ -1,4 +1,4 @@
-"""An engine's profile: the file in which a calibration (`python -m bench.calibrate`) leaves the step time it fitted."""
+"""The profile of an engine: the file in which a calibration (`bench.calibrate`) leaves the step time it found."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ import orjson
 
 from backends.emulated.model import EngineConfig
 from backends.emulated.profile import VERSION
-from bench.calibrate.fit import Errors, Fit, errors, fit, spread
-from bench.calibrate.jobs import draw, predicted, run
-from bench.calibrate.measure import Measured, Scope, measure, plan
+from bench.calibrate.fit import Errors, Fit, Observation, errors, fit, spread
+from bench.calibrate.jobs import Job, draw, predicted, run
+from bench.calibrate.measure import Scope, measure, plan
 from bench.calibrate.server import Server, Told, Unmeasurable, connected
 from bench.site import machine
 
@@ -62,11 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         "steps": "decode steps timed at each point",
         "repeats": "how often each point is measured",
         "budget": "the server's max_num_batched_tokens",
+        "jobs": "jobs of the closing test",
     }
     for field in dataclasses.fields(Scope):
         meaning = f"{meanings[field.name]} (default: %(default)s)"
         parser.add_argument(f"--{field.name}", type=int, default=field.default, help=meaning)
-    parser.add_argument("--jobs", type=int, default=40, help="jobs of the closing test (default: %(default)s)")
     parser.add_argument("--machine", default=None, help="a word on the server's machine, for the profile")
     parser.add_argument("--seed", type=int, default=None, help="of prompts and order; the same one finds them cached")
     return parser
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 async def calibrate(arguments: argparse.Namespace, scope: Scope) -> dict[str, Any]:
     """Measure, fit, test; what the profile will hold. Raises Unmeasurable."""
-    chance = random.Random(arguments.seed)  # noqa: S311  (an order of points is no secret)
+    chance = random.Random(arguments.seed)  # noqa: S311 - an order of points is no secret
     async with connected(arguments.url, arguments.model, arguments.seed) as server:
         told = server.told
         _tell(f"{told.model} on {arguments.url}, version {told.version}; {machine()}")
@@ -86,21 +86,17 @@ async def calibrate(arguments: argparse.Namespace, scope: Scope) -> dict[str, An
             found = fit(measured.fitted)
         except ValueError as error:
             raise Unmeasurable(str(error)) from error
-        scores = {kind: errors(found, seen) for kind, seen in _by_kind(measured).items()}
         longest = max(point.prompt for point in points)
-        scores["jobs"], mean = await _jobs(server, scope, found, arguments.jobs, longest, chance)
+        jobs = draw(found, count=scope.jobs, longest=longest, batch=scope.batch, chance=chance)
+        of_jobs, mean = await _test(server, scope, found, jobs)
+    scores = _scores(found, measured.held_out) | {"jobs": of_jobs}
     _report(found, scores, mean)
     return {
         "version": VERSION,
         "step_time": dataclasses.asdict(found.step_time),
         "request_overhead": found.overhead,
         "errors": {kind: dataclasses.asdict(score) for kind, score in scores.items()} | {"mean_job": mean},
-        "limits": {
-            "max_model_len": told.max_model_len,
-            "num_gpu_blocks": told.num_gpu_blocks,
-            "block_size": told.block_size,
-            "max_num_batched_tokens": scope.budget,
-        },
+        "limits": _limits(told, scope),
         "model": told.model,
         "server": told.version,
         "machine": arguments.machine or machine(),
@@ -109,17 +105,24 @@ async def calibrate(arguments: argparse.Namespace, scope: Scope) -> dict[str, An
     }
 
 
-def _by_kind(measured: Measured) -> dict[str, list[Any]]:
-    """The points held out, by what they are."""
-    return {kind: [seen for seen in measured.held_out if seen.kind == kind] for kind in ("prefill", "decode")}
+def _scores(found: Fit, held_out: Sequence[Observation]) -> dict[str, Errors]:
+    """The errors of the points held out, by what they are; a kind of which none could be measured has none."""
+    kinds = {kind: [seen for seen in held_out if seen.kind == kind] for kind in ("prefill", "decode")}
+    return {kind: errors(found, seen) for kind, seen in kinds.items() if seen}
 
 
-async def _jobs(
-    server: Server, scope: Scope, found: Fit, count: int, longest: int, chance: random.Random
-) -> tuple[Errors, float]:
+def _limits(told: Told, scope: Scope) -> dict[str, int | None]:
+    return {
+        "max_model_len": told.max_model_len,
+        "num_gpu_blocks": told.num_gpu_blocks,
+        "block_size": told.block_size,
+        "max_num_batched_tokens": scope.budget,
+    }
+
+
+async def _test(server: Server, scope: Scope, found: Fit, jobs: Sequence[Job]) -> tuple[Errors, float]:
     """The errors of the single jobs, and that of their mean."""
-    jobs = draw(found, count=count, longest=longest, batch=scope.batch, chance=chance)
-    _tell(f"{len(jobs)} jobs in {jobs[-1].at:.1f} s")
+    _tell(f"{len(jobs)} jobs that come within {jobs[-1].at:.1f} s")
     true = await run(server, jobs)
     guess = predicted(found, _config(server.told, scope, found), jobs)
     return spread(guess, true), statistics.fmean(guess) / statistics.fmean(true) - 1

@@ -6,11 +6,12 @@ A measured time is explained as
     + prefill_token * prefill + decode_sequence * decoding + context_token * context
 
 where `overhead` is what a request costs outside of the engine's steps (HTTP, text to tokens and back, the way to the
-engine), which no step time can hold. Errors count relative to the measured time: short steps weigh as much as long.
+engine), which no step time can hold. Errors count relative to the time: short steps weigh as much as long ones.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -68,18 +69,14 @@ class Errors:
 
 def fit(observations: Sequence[Observation]) -> Fit:
     """The step time that explains them best. Raises ValueError where they do not determine one."""
-    rows = [[term / seen.seconds for term in seen.terms()] for seen in observations]
+    rows, times = [seen.terms() for seen in observations], [seen.seconds for seen in observations]
     for column, name in ((1, "step"), (2, "prefill token"), (3, "decoding sequence")):
         if not any(row[column] for row in rows):
             raise ValueError(f"nothing was measured that has a {name}")
-    weights = [1.0] * len(rows)
-    found = _non_negative(rows, weights)
-    for _ in range(ROUNDS):
-        misses = [abs(1.0 - _dot(row, found)) for row in rows]
-        # 1.4826 times the median is the standard deviation of normal errors.
-        bound = HUBER * max(1.4826 * statistics.median(misses), 1e-9)
-        weights = [min(1.0, bound / miss) if miss else 1.0 for miss in misses]
-        found = _non_negative(rows, weights)
+    # A time far too short bends the first start, one far too long the second; from the other one it is found out.
+    starts = ([time**-2 for time in times], [1.0] * len(times))
+    ends = [_reweighted(rows, times, weights) for weights in starts]
+    found = min(ends, key=lambda end: sum(miss for miss, _ in _misses(rows, times, end)))
     overhead, fixed, prefill_token, decode_sequence, context_token = found
     step_time = StepTime(
         fixed=fixed, prefill_token=prefill_token, decode_sequence=decode_sequence, context_token=context_token
@@ -104,22 +101,46 @@ def spread(predicted: Sequence[float], measured: Sequence[float]) -> Errors:
     )
 
 
-def _non_negative(rows: Sequence[Vector], weights: Sequence[float]) -> Vector:
-    """The x >= 0 with the least weighted squares of `rows @ x - 1`.
+def _reweighted(rows: Sequence[Vector], times: Vector, weights: Vector) -> Vector:
+    """Fit again and again, each time with less weight for what was far off."""
+    found = _non_negative(rows, times, weights)
+    for _ in range(ROUNDS):
+        misses = _misses(rows, times, found)
+        # 1.4826 times the median is the standard deviation of normal errors.
+        bound = HUBER * max(1.4826 * statistics.median(miss for miss, _ in misses), 1e-9)
+        weights = [min(1.0, bound / miss if miss else 1.0) / scale**2 for miss, scale in misses]
+        found = _non_negative(rows, times, weights)
+    return found
+
+
+def _misses(rows: Sequence[Vector], times: Vector, found: Vector) -> list[tuple[float, float]]:
+    """How far off each row is, relative to the greater of guess and time, and that scale.
+
+    So none is off by more than 1, be its time far too long or far too short.
+    """
+    guesses = [_dot(row, found) for row in rows]
+    scales = [max(guess, time) for guess, time in zip(guesses, times, strict=True)]
+    return [(abs(guess - time) / scale, scale) for guess, time, scale in zip(guesses, times, scales, strict=True)]
+
+
+def _non_negative(rows: Sequence[Vector], times: Vector, weights: Vector) -> Vector:
+    """The x >= 0 with the least weighted squares of `rows @ x - times`.
 
     The answer is the plain least squares on the columns where it is not 0, so with this few columns all sets of them
     can be tried.
     """
     width = len(rows[0])
-    best, least = [0.0] * width, sum(weights)
+    best, least = [0.0] * width, math.inf
     for columns in _sets(width):
-        part = _least_squares([[row[column] for column in columns] for row in rows], weights)
+        part = _least_squares([[row[column] for column in columns] for row in rows], times, weights)
         if part is None or min(part) < 0:
             continue
         whole = [0.0] * width
         for column, value in zip(columns, part, strict=True):
             whole[column] = value
-        left = sum(weight * (1.0 - _dot(row, whole)) ** 2 for row, weight in zip(rows, weights, strict=True))
+        left = sum(
+            weight * (_dot(row, whole) - time) ** 2 for row, time, weight in zip(rows, times, weights, strict=True)
+        )
         if left < least:
             best, least = whole, left
     return best
@@ -130,8 +151,8 @@ def _sets(width: int) -> Iterator[tuple[int, ...]]:
         yield from combinations(range(width), size)
 
 
-def _least_squares(rows: Sequence[Vector], weights: Sequence[float]) -> Vector | None:
-    """The normal equations of `rows @ x = 1`, or None where they have no single answer."""
+def _least_squares(rows: Sequence[Vector], times: Vector, weights: Vector) -> Vector | None:
+    """The normal equations of `rows @ x = times`, or None where they have no single answer."""
     columns = list(zip(*rows, strict=True))
     sizes = [sum(weight * value * value for value, weight in zip(column, weights, strict=True)) for column in columns]
     if not all(sizes):
@@ -139,7 +160,7 @@ def _least_squares(rows: Sequence[Vector], weights: Sequence[float]) -> Vector |
     # Columns of one size: tokens of context and requests differ by a factor of a million.
     scaled = [[value / size**0.5 for value in column] for column, size in zip(columns, sizes, strict=True)]
     weighted = [[value * weight for value, weight in zip(column, weights, strict=True)] for column in scaled]
-    matrix = [[_dot(left, right) for right in scaled] + [sum(left)] for left in weighted]
+    matrix = [[*(_dot(left, right) for right in scaled), _dot(left, times)] for left in weighted]
     solved = _solve(matrix)
     return None if solved is None else [value / size**0.5 for value, size in zip(solved, sizes, strict=True)]
 

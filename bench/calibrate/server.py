@@ -13,11 +13,9 @@ from typing import Any
 import aiohttp
 import orjson
 
-WORDS = tuple(
-    """apple bridge candle desert engine forest garden harbor island jacket kitten ladder market needle orange pencil
-    quarry river saddle timber umbrella valley window yellow zebra anchor bottle copper dragon ember falcon glacier
-    """.split()
-)
+TEXT = """\
+apple bridge candle desert engine forest garden harbor island jacket kitten ladder market needle orange pencil
+quarry river saddle timber umbrella valley window yellow zebra anchor bottle copper dragon ember falcon glacier"""
 PATIENCE = aiohttp.ClientTimeout(total=600, sock_connect=10)
 INFO = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -79,7 +77,7 @@ class Server:
         """A new prompt: of exactly so many tokens where the server takes ids, else of about as many."""
         if self._ids:
             return self._chance.choices(self._ids, k=tokens)
-        return " ".join(self._chance.choices(WORDS, k=tokens))
+        return " ".join(self._chance.choices(TEXT.split(), k=tokens))
 
     async def stream(self, prompt: Prompt, tokens: int) -> Answer:
         """Have the prompt answered with exactly so many tokens. Raises Unmeasurable."""
@@ -107,7 +105,7 @@ class Server:
 @asynccontextmanager
 async def connected(url: str, model: str | None, seed: int | None = None) -> AsyncIterator[Server]:
     """Raises Unmeasurable where nothing answers, or no OpenAI-compatible server."""
-    chance = random.Random(seed)  # noqa: S311  (prompts are no secrets)
+    chance = random.Random(seed)  # noqa: S311 - prompts are no secrets
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=PATIENCE) as session:
         try:
@@ -152,7 +150,7 @@ async def _told(url: str, session: aiohttp.ClientSession, model: str | None) -> 
 
 async def _vocabulary(url: str, session: aiohttp.ClientSession, model: str) -> list[int]:
     """Ids of common words: all in the vocabulary, and none special. Empty where there is no /tokenize."""
-    body = {"model": model, "prompt": " ".join(WORDS), "add_special_tokens": False}
+    body = {"model": model, "prompt": TEXT, "add_special_tokens": False}
     async with session.post(f"{url}/tokenize", json=body) as response:
         if response.status != 200:
             return []
@@ -183,7 +181,10 @@ def _answer(sent: float, lines: list[tuple[float, bytes]], tokens: int) -> Answe
         data = line.removeprefix(b"data:").strip()
         if not line.startswith(b"data:") or data == b"[DONE]":
             continue
-        event = orjson.loads(data)
+        try:
+            event = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise Unmeasurable(f"a stream has an event that is not JSON: {data[:100]!r}") from error
         if "error" in event:
             raise Unmeasurable(f"a stream broke off: {event['error']}")
         usage = event.get("usage") or usage

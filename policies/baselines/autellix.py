@@ -47,7 +47,7 @@ class Atlas:
 
 
 def _banded(value: float, call: Call, run: RunView, now: float, beta: float) -> Key:
-    """The key in the band of `value`, which is also the engine's integer: inside a band that orders by arrival itself."""
+    """The key in the band of `value`, which is also the engine's integer: it orders a band by arrival itself."""
     band = bisect_right(BANDS, value)
     promoted = call.arrived + beta * run.attained - run.waited
     if band == 0 or now >= promoted:

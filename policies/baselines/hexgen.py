@@ -49,7 +49,8 @@ class HexGenReleased:
     Assumed for graphs other than that of the source: the list holds each stage as often as a run is expected to enter
     it, rounded, halves up. At a stage that closes its run, repeated visits (the source's revisions) are no longer
     expected; a run that comes back from there expects them again. Such a run's entries after its copy was made use up
-    the list all the same. Without anything known of the workflow the list is empty.
+    the list all the same, as do calls made at once, which the source counts as one stage. Without anything known of
+    the workflow the list is empty.
     """
 
     def key(self, call: Call, estimate: Estimate, run: RunView, now: float) -> Key:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policies.calls import Call
 from policies.pool import EngineView
+from policies.protocols import Demand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untried:
     """Leave out the engines that have failed this call already."""
 
-    def keep(self, call: Call, engine: EngineView) -> bool:
+    def keep(self, demand: Demand, engine: EngineView) -> bool:
         return not engine.tried
 
 
@@ -22,5 +22,19 @@ class KvBelow:
 
     use: float = 0.95
 
-    def keep(self, call: Call, engine: EngineView) -> bool:
+    def keep(self, demand: Demand, engine: EngineView) -> bool:
         return engine.kv_use <= self.use or engine.running == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpareForLost:
+    """Give calls whose run is lost only engines that spend at most the share `pressure` of their time on prompts.
+
+    A lost run is served with what is left over: whatever it takes from others may make them lost too. Starved ones
+    are no longer held to this.
+    """
+
+    pressure: float = 0.3
+
+    def keep(self, demand: Demand, engine: EngineView) -> bool:
+        return not demand.lost or engine.pressure <= self.pressure or engine.running == 0

@@ -8,9 +8,11 @@ from random import Random
 
 from policies.borrowing import Borrowing
 from policies.pool import EngineState, EngineView
-from policies.queue import Waiting
+from policies.protocols import Demand
+from policies.queue import LOST, Waiting
 from policies.routing.pipeline import Pipeline
 from policies.routing.prefix import PrefixIndex
+from policies.slack import urgency
 
 DECODE_WEIGHT = 4.0
 """A token to be written costs an engine about as much as this many prompt tokens (tail-aware release, 2609.10964)."""
@@ -52,16 +54,23 @@ class Floor:
         views, asked = [], []
         for engine in free:
             view = engine.view(
+                now,
                 matched=matched[engine.name],
                 tried=engine.name in entry.tried,
-                hot=self.prefixes.hot(engine.name) if borrowing.gated else 0,
+                hot=self.prefixes.hot(engine.name),
             )
             if engine.pool != call.pool and not borrowing.lends(call, entry.estimate, view, self.waits(engine.pool)):
                 continue
             asked.append(engine.name)
             if engine.has_room(sum(work(entry, view.matched))):
                 views.append(view)
-        choice = routing.choose(call, views, self.rng)
+        demand = Demand(
+            call=call,
+            output=entry.estimate.output_tokens[0],
+            urgency=urgency(entry.deadline, entry.estimate, now),
+            lost=entry.rank == LOST,
+        )
+        choice = routing.choose(demand, views, self.rng)
         if choice is None:
             asked = [one.name for one in engines if one.pool == call.pool or not borrowing.gated] + asked
         return choice, asked

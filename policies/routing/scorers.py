@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from policies.calls import Call
 from policies.pool import EngineView
+from policies.protocols import Demand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,8 +15,8 @@ class PrefixAffinity:
 
     least: float = 0.0
 
-    def scores(self, call: Call, engines: Sequence[EngineView]) -> Sequence[float]:
-        prompt = max(1, call.prompt_tokens)
+    def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
+        prompt = max(1, demand.call.prompt_tokens)
         shares = [min(1.0, engine.matched / prompt) for engine in engines]
         return [share if share >= self.least else 0.0 for share in shares]
 
@@ -25,40 +25,48 @@ class PrefixAffinity:
 class FreeWork:
     """The share of the engine's capacity, committed work or sequences, that is free."""
 
-    def scores(self, call: Call, engines: Sequence[EngineView]) -> Sequence[float]:
+    def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
         return [max(0.0, 1.0 - engine.load) for engine in engines]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeastCost:
-    """What the call would cost, in prompt tokens to be computed: 1 for the cheapest engine, others in proportion.
+class LeastDelay:
+    """The least harm that the call can do, to itself and to the calls beside it: 1 for the best engine, others in
+    proportion.
 
-    The cost is what the engine misses of the prompt, what it still has to compute of other prompts, the share
-    `crowd` of the rest of its committed work, and `away` tokens on an engine of another pool, whose cache the call
-    would disturb.
+    Expected seconds, by the engine's learned pace, each weighed by what a second costs the run that it is lost to:
+    the call's own time there (what the engine misses of its prompt and has to compute before it, then its steps,
+    stretched by the engine's pressure), and the time that the call takes from those that run (its prompt stalls all
+    of them, its steps make theirs longer). Tokens that do not fit beside what is worth keeping there are computed
+    again; an engine of another pool counts as `away` seconds more. So prompts gather where few decode, long answers
+    where few prompts come, and calls in a hurry where it is quiet: stages sort themselves out as far as it pays.
     """
 
-    crowd: float = 0.2
-    away: float = 1000.0
+    others: float = 1.0
+    away: float = field(default=0.0, metadata={"unit": "s"})
 
-    def scores(self, call: Call, engines: Sequence[EngineView]) -> Sequence[float]:
-        costs = [
-            call.prompt_tokens
-            - min(call.prompt_tokens, engine.matched)
-            + engine.prefill
-            + self.crowd * (engine.work - engine.prefill)
-            + (0.0 if engine.pool == call.pool else self.away)
-            for engine in engines
-        ]
-        least = 1.0 + min(costs)
-        return [least / (1.0 + cost) for cost in costs]
+    def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
+        costs = [self._cost(demand, engine) for engine in engines]
+        least = 1e-3 + min(costs)
+        return [least / (1e-3 + cost) for cost in costs]
+
+    def _cost(self, demand: Demand, engine: EngineView) -> float:
+        call, pace = demand.call, engine.pace
+        missing = max(0, call.prompt_tokens - engine.matched)
+        crowd = engine.running + 1
+        own = pace.prefill * (missing + engine.prefill) + pace.decode(demand.output, crowd, engine.pressure)
+        taken = pace.prefill * missing + pace.sequence * demand.output
+        memory = engine.limits.kv_tokens
+        evicted = 0.0 if memory is None else max(0.0, engine.footprint + missing + demand.output - memory)
+        away = 0.0 if engine.pool == call.pool else self.away
+        return demand.urgency * (own + away) + self.others * (engine.urgency * taken + pace.prefill * evicted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeastRunning:
     """One for the engines with the fewest calls in them, less for the others in proportion."""
 
-    def scores(self, call: Call, engines: Sequence[EngineView]) -> Sequence[float]:
+    def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
         fewest = min(engine.running for engine in engines)
         return [(1 + fewest) / (1 + engine.running) for engine in engines]
 
@@ -67,7 +75,7 @@ class LeastRunning:
 class RoundRobin:
     """One for the engine whose last call began the longest ago, so that engines take turns."""
 
-    def scores(self, call: Call, engines: Sequence[EngineView]) -> Sequence[float]:
+    def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
         longest_ago = min(engine.last_start for engine in engines)
         return [float(engine.last_start == longest_ago) for engine in engines]
 
@@ -76,5 +84,5 @@ class RoundRobin:
 class OwnPool:
     """One for the engines of the call's own pool, so that borrowed ones come second."""
 
-    def scores(self, call: Call, engines: Sequence[EngineView]) -> Sequence[float]:
-        return [float(engine.pool == call.pool) for engine in engines]
+    def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
+        return [float(engine.pool == demand.call.pool) for engine in engines]

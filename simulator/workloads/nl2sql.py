@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
+from backends.emulated.model import EngineConfig
 from policies.calls import Fate
 from policies.workflow import START, Edge, Stage, Workflow
 from simulator.ideal import rounds
@@ -34,12 +36,14 @@ REVISION_CHANCES = (25 / 94, 8 / 25, 5 / 8, 3 / 5, 1 / 3)
 """The share of queries that go on to another round after so many of them; nobody made more."""
 REPAIRS_MOST = 10
 """Rounds after which a run with a given mean number of repairs gives up."""
-CANDIDATES, COLUMNS, EVALUATIONS = 2, 3, 4
-"""Calls side by side. Evaluations: what is left of the traces' 15.9 calls a query when the others are counted."""
+WIDTHS = {"columns": 3, "candidate": 2, "evaluate": 4}
+"""Stages whose calls are made side by side. Evaluations: what the other stages leave of the traces' 15.9 calls."""
 BOTH_FAIL = 0.5
 """The chance that both candidates fail where one does."""
 ERRORS = 0.6
 """Of the statements that fail, the share that ends with an error; the others find no row."""
+TYPICAL = 200
+"""Runs from which the mean one's time on idle engines is taken."""
 SQL_SECONDS, SQL_SPREAD = 0.25, 1.0
 """Statements on databases of this size: mostly tens of milliseconds, some seconds. Ours, not the trace's."""
 
@@ -86,8 +90,8 @@ def nl2sql(
 ) -> Setup:
     """Runs of the workflow, `rate` a second, and the pools that it is usually given.
 
-    `repairs` is the mean number of revision rounds, geometrically spread, in place of the trace's. `deadlines` are the
-    classes of runs, each with its share and its deadline as a multiple of the mean run's time on idle engines.
+    `repairs` is the mean number of revision rounds, geometrically spread, in place of the trace's. `deadlines` are
+    the classes of runs: the share of each, and its deadline as a multiple of the mean run's time on idle engines.
     `databases` are asked about with chances that fall as 1 / rank.
     """
     chances = REVISION_CHANCES if repairs is None else (_repeat(repairs),) * REPAIRS_MOST
@@ -99,17 +103,17 @@ def nl2sql(
     }
     engines = {name: llm_engine() if pool.kind == "llm" else sql_worker() for name, pool in pools.items()}
     configs = {name: spec.config for name, spec in engines.items() if spec.config is not None}
-    typical = [_run(chance("typical", n), f"typical{n}", 0.0, 0.0, tenant, databases, chances) for n in range(200)]
-    ideal = sum(map(sum, rounds(typical, configs))) / len(typical)
+    questions = _Questions(tenant, databases, chances)
+    ideal = questions.ideal(configs)
+    shares, multiples = zip(*deadlines, strict=True)
     plans = []
     for number, at in enumerate(arrivals(runs, rate, seed)):
         rng = chance(NAME, seed, number)
-        share, multiples = zip(*deadlines, strict=True)
-        budget = ideal * rng.choices(multiples, share)[0]
-        plans.append(_run(rng, f"{tenant}{NAME}{number}", at, budget, tenant, databases, chances))
+        budget = ideal * rng.choices(multiples, shares)[0]
+        plans.append(questions.run(rng, f"{tenant}{NAME}{number}", at, budget))
     return Setup(
         workload=Workload(name=NAME, runs=tuple(plans)),
-        workflows={NAME: graph(chances, deadline=ideal * max(multiple for _, multiple in deadlines))},
+        workflows={NAME: graph(chances, deadline=ideal * max(multiples))},
         pools=pools,
         engines=engines,
     )
@@ -117,19 +121,24 @@ def nl2sql(
 
 def graph(chances: Sequence[float], deadline: float) -> Workflow:
     """The call graph, its loop closed with the mean chance of another round."""
-    rounds_mean = sum(_reached(chances))
-    stages = {name: Stage(name=name, kind="llm", pool=shape.pool) for name, shape in SHAPES.items()}
-    visits = CANDIDATES * (len(chances) + 1)
-    stages["revise"] = Stage(name="revise", kind="llm", pool="revise", visits=visits)
-    stages["execute"] = Stage(name="execute", kind="sql", pool="warehouse", visits=visits)
-    mean = rounds_mean / (1.0 + rounds_mean)
+    often = sum(_reached(chances))
+    revised = 1.0 + BOTH_FAIL  # how many of two candidates fail where one does, in the first round at least
+    executed = (WIDTHS["candidate"] + often * revised) / (1.0 + often)
+    stages = {
+        name: Stage(name=name, kind="llm", pool=shape.pool, visits=WIDTHS.get(name, 1), width=WIDTHS.get(name, 1))
+        for name, shape in SHAPES.items()
+    }
+    most = WIDTHS["candidate"] * (len(chances) + 1)
+    stages["revise"] = Stage(name="revise", kind="llm", pool="revise", visits=most, width=revised)
+    stages["execute"] = Stage(name="execute", kind="sql", pool="warehouse", visits=most, width=executed)
+    mean = often / (1.0 + often)
     line = (START, "retrieve", "keywords", "columns", "candidate", "execute")
     return Workflow(
         name=NAME,
         stages=stages,
         deadline=deadline,
         edges=(
-            *(Edge(source=one, target=other) for one, other in zip(line, line[1:], strict=False)),
+            *(Edge(source=one, target=other) for one, other in pairwise(line)),
             Edge(source="execute", target="revise", on=frozenset({"error", "empty"}), chance=mean),
             Edge(source="execute", target="write_test", on=frozenset({"ok"}), chance=1.0 - mean),
             Edge(source="revise", target="execute"),
@@ -159,20 +168,31 @@ def _repeat(mean: float) -> float:
     return low
 
 
-def _run(
-    rng: Random, name: str, at: float, budget: float, tenant: str, databases: int, chances: Sequence[float]
-) -> RunPlan:
-    question = _Question(rng, name, tenant, databases)
-    before = [question.ask("retrieve"), question.ask("keywords"), question.ask("columns", COLUMNS)]
-    after = [question.ask("write_test"), question.ask("unit_test"), question.ask("evaluate", EVALUATIONS)]
-    return RunPlan(
-        id=name,
-        workflow=NAME,
-        tenant=tenant,
-        at=at,
-        budget=budget,
-        rounds=(*before, *question.attempts(chances), *after),
-    )
+@dataclass(frozen=True, slots=True)
+class _Questions:
+    """What all queries have in common."""
+
+    tenant: str
+    databases: int
+    chances: Sequence[float]
+
+    def ideal(self, configs: Mapping[str, EngineConfig]) -> float:
+        """The mean run's seconds on idle engines: of runs of its own, so that a deadline hangs on no seed."""
+        typical = [self.run(chance("typical", number), f"typical{number}", 0.0, 0.0) for number in range(TYPICAL)]
+        return sum(map(sum, rounds(typical, configs))) / TYPICAL
+
+    def run(self, rng: Random, name: str, at: float, budget: float) -> RunPlan:
+        question = _Question(rng, name, self.tenant, self.databases)
+        before = [question.ask("retrieve"), question.ask("keywords"), question.ask("columns")]
+        after = [question.ask("write_test"), question.ask("unit_test"), question.ask("evaluate")]
+        return RunPlan(
+            id=name,
+            workflow=NAME,
+            tenant=self.tenant,
+            at=at,
+            budget=budget,
+            rounds=(*before, *question.attempts(self.chances), *after),
+        )
 
 
 class _Question:
@@ -185,13 +205,13 @@ class _Question:
         self._database = rng.choices(range(databases), [1 / (rank + 1) for rank in range(databases)])[0]
         self._calls = 0
 
-    def ask(self, stage: str, width: int = 1) -> Round:
-        """So many calls of a stage side by side."""
-        return Round(calls=tuple(self._call(stage, index) for index in range(width)))
+    def ask(self, stage: str) -> Round:
+        """The calls of a stage, side by side."""
+        return Round(calls=tuple(self._call(stage, index) for index in range(WIDTHS.get(stage, 1))))
 
     def attempts(self, chances: Sequence[float]) -> list[Round]:
         """Candidates, their execution, and rounds in which those that failed are revised and executed again."""
-        written = self.ask("candidate", CANDIDATES)
+        written = self.ask("candidate")
         rounds = [written]
         for again in (*chances, 0.0):
             failing = self._failing(len(written.calls)) if self._rng.random() < again else 0

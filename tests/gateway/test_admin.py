@@ -95,6 +95,25 @@ async def test_runs_are_listed_latest_first(shared: Running) -> None:
 
 
 @module_loop
+async def test_what_was_learned_is_listed_by_workflow_stage_and_visit(shared: Running) -> None:
+    names = {"X-Workflow-Type": "learned", "X-Workflow-Id": "l"}
+    for stage, final in (("a", "false"), ("b", "false"), ("a", "false"), ("b", "true")):
+        headers = {**names, "X-Workflow-Stage": stage, "X-Workflow-Final": final}
+        await shared.http.post(CHAT, json=chat("x" * 800, max_tokens=4), headers=headers)
+    listed = (await shared.http.get("/admin/profiles")).json()["profiles"]
+    found = {(one["stage"], one["visit"]): one for one in listed if one["workflow"] == "learned"}
+    assert list(found) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    one = found["a", 1]
+    assert (one["pool"], one["count"], one["known"], one["success"], one["width"]) == ("default", 1, False, 1.0, 1.0)
+    assert one["output_tokens"] == {"p50": 4.0, "p80": 4.0, "p95": 4.0}
+    assert 0 < one["service_s"]["p50"] <= one["service_s"]["p95"]
+    assert one["uncached_prompt_tokens"]["p50"] > 0
+    assert (one["next"], one["beside"]) == ({"b": 1.0}, {})
+    assert one["remaining_s"]["mean"] >= 0
+    assert found["b", 2]["next"] == {"end": 1.0}
+
+
+@module_loop
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -134,7 +153,7 @@ async def test_what_does_not_exist_is_404_with_what_does(shared: Running) -> Non
 @module_loop
 async def test_every_path_wants_the_token(shared: Running) -> None:
     routes = shared.gateway.admin.routes()
-    assert len(routes) == 6
+    assert len(routes) == 7
     for route in routes:
         path = route.path.format(pool="default", number=0)
         for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):

@@ -133,6 +133,36 @@ def test_a_graph_keeps_its_stages_edges_and_deadline(tmp_path: Path) -> None:
     assert (graph.following("fix", "ok"), graph.following("answer", "ok")) == ("execute", None)
 
 
+async def test_a_workflow_of_several_calls_at_once_is_for_clients_that_drive_themselves(tmp_path: Path) -> None:
+    (tmp_path / "ask.md").write_text("{{question}}")
+    stage = {"pool": "a", "prompt": str(tmp_path / "ask.md")}
+    stages = {"plan": stage, "left": stage, "right": stage}
+    edges = [{"from": "start", "to": "plan"}, {"from": "plan", "to": "left"}]
+    beside = {"from": "plan", "to": "right", "parallel": True, "chance": 0.5}
+    workflows = {
+        "line": {"stages": {"plan": stage, "left": stage}, "edges": edges},
+        "fan": {"stages": stages, "edges": [*edges, beside]},
+        "wide": {"stages": {"plan": stage, "left": {**stage, "width": 2.5}}, "edges": edges},
+    }
+    made = plan(tmp_path, {"a": llm()}, workflows=workflows).workflows
+    assert made["wide"].stages["left"].width == 2.5
+    assert made["fan"].beside("plan") == [("right", 0.5)]
+    async with (
+        serve(shop.FAST) as server,
+        running(tmp_path, written({"a": attached(server.url)}, workflows=workflows)) as up,
+    ):
+        listed = [model["id"] for model in (await up.http.get("/v1/models")).json()["data"]]
+        assert [name for name in listed if name.startswith("workflow/")] == ["workflow/line"]
+        for name, why in (
+            ("fan", "edges that are taken in parallel"),
+            ("wide", "'left' makes several calls at once"),
+        ):
+            reply = await up.http.post(CHAT, json={**chat(), "model": f"workflow/{name}"})
+            assert reply.status_code == 400
+            assert why in reply.json()["error"]["message"]
+        await settled(up.gateway, server)
+
+
 # --- policies -------------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ workflows:
     slo: {deadline: 8s}
     tools: {execute_sql: pass}
     stages:
-      generate: {prompt: ask.md, tools: [execute_sql]}
+      generate: {prompt: ask.md, tools: [execute_sql], visits: 4}
       execute: {pool: warehouse, tool: execute_sql}
       verify: {pool: spare, outcomes: {error: WRONG}}
       answer: {render: ask.md}
@@ -230,6 +230,19 @@ MISTAKES = [
      "36: workflows.nl2sql.edges[3].on[1]: must be 'ok', 'error', 'empty' or 'timeout', not 'void'"),
     ("chance: 0.3", "chance: 0.31",
      "36: workflows.nl2sql.edges[3].chance: the chances of the edges from 'execute' add up to 1.01, more than 1"),
+    ("[error, empty], to: generate, chance: 0.3", "[error, empty, timeout], to: generate, chance: 0.2",
+     "36: workflows.nl2sql.edges[3].chance: the edges from 'execute' take every outcome, but their chances add up "
+     "to 0.9, less than 1; for runs that end there leave out an outcome"),
+    ("{from: verify, to: answer}", "{from: verify, to: answer, chance: 0.5}",
+     "37: workflows.nl2sql.edges[4].chance: the edges from 'verify' take every outcome, but their chances add up "
+     "to 0.5, less than 1; for runs that end there leave out an outcome"),
+    (", visits: 4}", "}",
+     "28: workflows.nl2sql.stages.generate.visits: stands in a loop in which no stage says how often a run may come "
+     "there (visits)"),
+    ("answer: {render: ask.md}", "answer: {render: ask.md, width: 2}",
+     "31: workflows.nl2sql.stages.answer.width: a stage that renders the answer has no width"),
+    (", visits: 4}", ", visits: 4, width: 0.5}",
+     "28: workflows.nl2sql.stages.generate.width: must be at least 1"),
     ("chance: 0.3", "chance: 30", "36: workflows.nl2sql.edges[3].chance: must be at most 1"),
     ("to: generate, chance: 0.3", "to: start, chance: 0.3",
      "36: workflows.nl2sql.edges[3].to: no edge can lead back to 'start'"),
@@ -407,3 +420,13 @@ def test_what_a_check_has_against_a_policy_is_said_at_its_place(load_text: Load)
     assert ("priority", "fcfs", {}) in asked
     assert ("scorers", "free_work", {"weight": 1}) in asked
     assert isinstance(load(Path("config.yaml"), {}, lambda slot, spec: None), Config)
+
+
+def test_parallel_edges_have_chances_of_their_own(load_text: Load) -> None:
+    text = changed("{from: verify, to: answer}", "{from: verify, to: answer, parallel: true, chance: 0.5}")
+    config = load_text(text.replace("chance: 0.3}", "chance: 0.9, parallel: true}"))
+    assert [edge.parallel for edge in config.workflows["nl2sql"].edges] == [False, False, False, True, True]
+
+
+def test_a_loop_needs_only_one_stage_that_says_how_often(load_text: Load) -> None:
+    assert load_text(GOOD).workflows["nl2sql"].stages["execute"].visits == 3

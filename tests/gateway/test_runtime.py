@@ -112,7 +112,7 @@ async def test_a_call_whose_answer_is_known_moves_its_run_and_nothing_else(tmp_p
     async with one_slot(tmp_path) as (runtime, _):
         runtime.recalled(call(runtime, "a"), Outcome(fate="ok", source="cache"))
         (run,) = runtime.dispatcher.runs
-        assert (run.calls, run.open, slots(runtime)) == (1, set(), [])
+        assert (run.calls, run.open, slots(runtime)) == (1, {}, [])
 
 
 # --- engines --------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ models: {"gpt-4o": spare, "gpt-*": default, "*-mini": spare}
 workflows:
   nl2sql:
     stages:
-      generate: {prompt: ask.md}
+      generate: {prompt: ask.md, visits: 4}
       execute: {pool: warehouse, tool: execute_sql}
       verify: {pool: spare, outcomes: {error: WRONG}}
       answer: {render: ask.md}

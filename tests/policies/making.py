@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from policies.blueprint import Blueprint
-from policies.calls import Call, Fate, Outcome
+from policies.calls import Call, Estimate, Fate, Outcome
 from policies.catalog import Named, PolicySet
 from policies.dispatcher import Dispatcher, Limits
 from policies.events import Action, Arrived, EngineUp, Event, Finished, Launch, Refused, Scaled, Start
 from policies.pool import EngineLimits, EngineView, PoolSpec
+from policies.protocols import Key
+from policies.queue import Waiting
 from policies.workflow import Edge, Stage, Workflow
 
 A = TypeVar("A", bound=Action)
@@ -42,7 +44,21 @@ def a_view(name: str = "e", **given: Any) -> EngineView:
         "last_start": 0,
         "tried": False,
     }
-    return EngineView(**usual | given)
+    given = usual | given
+    return EngineView(**{"budget": given["limits"].work} | given)
+
+
+def a_waiting(call: Call, order: int = 0) -> Waiting:
+    """A call that wants to queue, as urgent as any other."""
+    return Waiting(
+        call=call,
+        estimate=Estimate(output_tokens=(1, 1), service=1.0, remaining=0.0),
+        key=Key(start=(0.0,), bucket=0),
+        order=order,
+        deadline=None,
+        visit=1,
+        since=call.arrived,
+    )
 
 
 def nl2sql(deadline: float | None = 8.0) -> Workflow:
@@ -111,6 +127,7 @@ def a_desk(
     policies: PolicySet | Mapping[str, PolicySet] = FCFS,
     workflows: Iterable[Workflow] = (),
     limits: Limits | None = None,
+    gate: Named | None = None,
     seed: int = 0,
     start: bool = True,
 ) -> Desk:
@@ -122,6 +139,7 @@ def a_desk(
         workflows={workflow.name: workflow for workflow in workflows},
         policies=chosen,
         limits=limits or Limits(),
+        gate=gate or Named(name="open"),
         seed=seed,
     )
     desk = Desk(blueprint.dispatcher())

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import TypeVar, cast
+from typing import cast
 
 import pytest
 
 from policies.admission import PredictedWait, QueueBound
 from policies.calls import Estimate
 from policies.catalog import CATALOG, Named, PolicySet, UnknownPolicy, make, make_all, parameters
-from policies.pool import EngineView, PoolView
+from policies.pool import EngineLimits, EngineView, PoolView
 from policies.priority import EPOCH, NO_DEADLINE, Edf, Fcfs, LeastSlack, bucket
-from policies.protocols import Admit, Key, Refuse, RunView, Scorer
-from policies.routing.filters import KvBelow, Untried
+from policies.protocols import Admit, Demand, Key, Refuse, RunView, Scorer
+from policies.routing.filters import KvBelow, SpareForLost, Untried
 from policies.routing.pickers import Best, TwoChoices
 from policies.routing.pipeline import Pipeline
-from policies.routing.scorers import FreeWork, LeastRunning, OwnPool, PrefixAffinity, RoundRobin
+from policies.routing.scorers import FreeWork, LeastDelay, LeastRunning, OwnPool, PrefixAffinity, RoundRobin
+from tests.policies import test_baselines, test_borrowing, test_budget, test_gate
+from tests.policies.claims import CLAIMED, claims
 from tests.policies.making import a_call, a_view
 
 PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 ALL = [(slot, name) for slot, policies in CATALOG.items() for name in policies]
-CLAIMED: set[tuple[str, str]] = set()
-F = TypeVar("F", bound=Callable[..., None])
-
-
-def claims(slot: str, name: str) -> Callable[[F], F]:
-    """Mark a test as one of what this policy claims."""
-
-    def mark(test: F) -> F:
-        CLAIMED.add((slot, name))
-        return test
-
-    return mark
+ELSEWHERE = (test_baselines, test_borrowing, test_budget, test_gate)
+"""Modules with further tests of what policies claim; these are marked when their module is imported."""
 
 
 def run(deadline: float | None = None, started: float = 0.0) -> RunView:
@@ -81,7 +72,7 @@ def paragraph(slot: str, name: str) -> str:
 def test_every_policy_has_a_paragraph_with_its_parameters_and_their_defaults(slot: str, name: str) -> None:
     said = paragraph(slot, name)
     assert len(said.split()) > 15
-    for param in dataclasses.fields(CATALOG[slot][name]):
+    for param in (field for field in dataclasses.fields(CATALOG[slot][name]) if field.init):
         unit = param.metadata.get("unit", "")
         assert f"`{param.name}` (default {param.default:g}{unit})" in said
 
@@ -111,7 +102,7 @@ def test_units_tell_seconds_from_plain_numbers() -> None:
     ("slot", "named", "message"),
     [
         ("colour", Named(name="red"), "no policy slot 'colour' (there are priority, admission"),
-        ("priority", Named(name="lifo"), "no priority policy named 'lifo' (there are fcfs, edf, least_slack)"),
+        ("priority", Named(name="lifo"), "no priority policy named 'lifo' (there are fcfs, edf, least_slack, llf, "),
         ("picker", Named(name="best", params=(("of", 2),)), "'best' has no parameter 'of' (it has none)"),
         ("filters", Named(name="kv_below", params=(("of", 2),)), "no parameter 'of' (it has use)"),
         ("filters", Named(name="kv_below", params=(("use", True),)), "parameter 'use' of policy 'kv_below' must be"),
@@ -282,37 +273,84 @@ def test_the_predicted_wait_is_nothing_while_a_slot_is_free_and_finite_without_e
 
 @claims("filters", "untried")
 def test_untried_leaves_out_what_has_failed_the_call() -> None:
-    assert Untried().keep(a_call(), a_view())
-    assert not Untried().keep(a_call(), a_view(tried=True))
+    assert Untried().keep(Demand(call=a_call()), a_view())
+    assert not Untried().keep(Demand(call=a_call()), a_view(tried=True))
 
 
 @claims("filters", "kv_below")
 def test_kv_below_leaves_out_full_engines_unless_they_are_idle() -> None:
     rule = KvBelow(use=0.5)
     kept = [
-        rule.keep(a_call(), a_view(kv_use=use, running=running)) for use, running in ((0.5, 3), (0.6, 3), (0.9, 0))
+        rule.keep(Demand(call=a_call()), a_view(kv_use=use, running=running))
+        for use, running in ((0.5, 3), (0.6, 3), (0.9, 0))
     ]
     assert kept == [True, False, True]
+
+
+@claims("filters", "spare_for_lost")
+@pytest.mark.parametrize(
+    ("lost", "pressure", "running", "kept"),
+    [(True, 0.4, 2, True), (True, 0.5, 2, False), (True, 0.5, 0, True), (False, 0.9, 2, True)],
+)
+def test_spare_for_lost_keeps_lost_calls_off_engines_that_are_busy_with_prompts(
+    lost: bool, pressure: float, running: int, kept: bool
+) -> None:
+    demand = Demand(call=a_call(), lost=lost)
+    assert SpareForLost(pressure=0.4).keep(demand, a_view(pressure=pressure, running=running)) is kept
 
 
 @claims("scorers", "prefix_affinity")
 def test_prefix_affinity_is_the_share_of_the_prompt_that_the_engine_holds() -> None:
     call = a_call(prompt_tokens=200)
-    scores = PrefixAffinity(least=0.3).scores(call, [a_view(matched=tokens) for tokens in (0, 50, 100, 400)])
+    scores = PrefixAffinity(least=0.3).scores(
+        Demand(call=call), [a_view(matched=tokens) for tokens in (0, 50, 100, 400)]
+    )
     assert scores == [0.0, 0.0, 0.5, 1.0]
-    assert PrefixAffinity().scores(a_call(prompt_tokens=0), [a_view()]) == [0.0]
+    assert PrefixAffinity().scores(Demand(call=a_call(prompt_tokens=0)), [a_view()]) == [0.0]
 
 
 @claims("scorers", "free_work")
 def test_free_work_is_what_is_free_of_the_scarcer_of_sequences_and_work() -> None:
     views = [a_view(running=1, work=500.0), a_view(running=3, work=500.0), a_view(running=1, work=5000.0), a_view()]
-    assert FreeWork().scores(a_call(), views) == [0.5, 0.25, 0.0, 1.0]
+    assert FreeWork().scores(Demand(call=a_call()), views) == [0.5, 0.25, 0.0, 1.0]
+
+
+@claims("scorers", "least_delay")
+def test_least_delay_adds_up_what_the_call_loses_and_what_it_takes_from_others() -> None:
+    # A prompt token takes 0.1 ms and a step 20 ms, and 0.1 ms more for each sequence: what is believed at first.
+    small = EngineLimits(sequences=4, work=1e9, kv_tokens=1000)
+    views = [
+        a_view(matched=1000),  # 100 steps of 20.1 ms
+        a_view(matched=0),  # and 1000 tokens of prompt
+        a_view(matched=0, limits=small, footprint=500.0),  # of which 600 with the answer evict what is kept
+        a_view(matched=0, running=4, prefill=500.0, pressure=0.5, urgency=3.0),  # stalls others by 0.11 s
+        a_view(matched=1000, pool="q"),
+    ]
+    costs = [2.01, 2.11, 2.17, 0.15 + 100 * 0.0205 / 0.5 + 3 * 0.11, 2.51]
+    scores = LeastDelay(away=0.5).scores(Demand(call=a_call(prompt_tokens=1000), output=100), views)
+    assert scores == pytest.approx([2.011 / (0.001 + cost) for cost in costs])
+
+
+@claims("scorers", "least_delay")
+def test_least_delay_sends_a_call_that_has_time_where_it_harms_nobody() -> None:
+    warm = a_view("warm", matched=1000, running=3, urgency=3.0)
+    cold = a_view("cold")
+    call = a_call(prompt_tokens=1000)
+
+    def better(urgency: float, others: float = 1.0) -> str:
+        demand = Demand(call=call, output=100, urgency=urgency)
+        scores = LeastDelay(others=others).scores(demand, [warm, cold])
+        return "warm" if scores[0] > scores[1] else "cold"
+
+    assert better(urgency=1.0) == "warm"  # 2.04 + 0.03 against 2.11
+    assert better(urgency=0.1) == "cold"  # 0.204 + 0.03 against 0.211
+    assert better(urgency=0.1, others=0.0) == "warm"
 
 
 @claims("scorers", "least_running")
 def test_least_running_is_one_for_the_emptiest_and_less_for_the_others() -> None:
     views = [a_view(running=running) for running in (1, 3, 7)]
-    assert LeastRunning().scores(a_call(), views) == [1.0, 0.5, 0.25]
+    assert LeastRunning().scores(Demand(call=a_call()), views) == [1.0, 0.5, 0.25]
 
 
 @claims("scorers", "round_robin")
@@ -322,7 +360,7 @@ def test_round_robin_takes_turns() -> None:
     chosen = []
     for order in range(1, 8):
         views = [a_view(name, last_start=last[name], running=order % 3) for name in last]
-        choice = pipeline.choose(a_call(), views, Random(0))
+        choice = pipeline.choose(Demand(call=a_call()), views, Random(0))
         assert choice is not None
         last[choice.name] = order
         chosen.append(choice.name)
@@ -331,7 +369,7 @@ def test_round_robin_takes_turns() -> None:
 
 @claims("scorers", "own_pool")
 def test_own_pool_puts_borrowed_engines_second() -> None:
-    scores = OwnPool().scores(a_call(pool="p"), [a_view(pool=pool) for pool in ("p", "q")])
+    scores = OwnPool().scores(Demand(call=a_call(pool="p")), [a_view(pool=pool) for pool in ("p", "q")])
     assert scores == [1.0, 0.0]
 
 
@@ -343,7 +381,9 @@ def test_scores_lie_between_nothing_and_one(name: str) -> None:
             a_view(running=rng.randrange(9), work=rng.random() * 3000, matched=rng.randrange(900), last_start=n)
             for n in range(1, 5)
         ]
-        assert all(0.0 <= score <= 1.0 for score in scorer.scores(a_call(prompt_tokens=500), views))
+        assert all(
+            0.0 <= score <= 1.0 for score in scorer.scores(Demand(call=a_call(prompt_tokens=500), output=50), views)
+        )
 
 
 @claims("picker", "best")
@@ -374,10 +414,12 @@ def test_the_pipeline_filters_then_weighs_the_scores() -> None:
 
     def choice(affinity: float) -> EngineView | None:
         scorers = ((affinity, PrefixAffinity()), (1.0, FreeWork()))
-        return Pipeline(filters=(Untried(),), scorers=scorers, picker=Best()).choose(call, views, Random(0))
+        return Pipeline(filters=(Untried(),), scorers=scorers, picker=Best()).choose(
+            Demand(call=call), views, Random(0)
+        )
 
     assert choice(2.0) is views[1]  # 1.5 + 0.25 against 1
     assert choice(0.5) is views[2]
     nothing = Pipeline(filters=(Untried(),), scorers=(), picker=Best())
-    assert nothing.choose(call, views[:1], Random(0)) is None
-    assert nothing.choose(call, views[:2], Random(0)) is views[1]
+    assert nothing.choose(Demand(call=call), views[:1], Random(0)) is None
+    assert nothing.choose(Demand(call=call), views[:2], Random(0)) is views[1]

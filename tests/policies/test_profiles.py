@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
 
-from policies.calls import Call, Estimate, Knobs, Outcome
-from policies.profiles import DEEP, LIMIT, MEMORY, PRIOR_OUTPUT, REFRESH_FIRST, REFRESH_MOST, TRUSTED, Profiles
+from policies.calls import Call, Estimate, Fate, Knobs, Outcome
+from policies.profile import MEMORY, TRUSTED, WINDOW
+from policies.profiles import LIMIT, PRIOR_OUTPUT, REFRESH_FIRST, REFRESH_MOST, WORKFLOWS, Profiles
+from policies.snapshot import ProfileError
+from policies.transitions import DEEP, Transition
+from policies.workflow import Edge, Stage, Workflow
 from tests.policies.making import a_call, a_pool, nl2sql
 
 POOLS = {
@@ -24,6 +32,13 @@ def some_profiles() -> Profiles:
     return Profiles(POOLS, {"nl2sql": nl2sql()})
 
 
+def hardly_bounded() -> Profiles:
+    """Over a graph whose loops may be taken so often that the bounds hardly count."""
+    plain = nl2sql()
+    stages = {name: replace(stage, visits=1000) for name, stage in plain.stages.items()}
+    return Profiles(POOLS, {"nl2sql": replace(plain, stages=stages)})
+
+
 def at(stage: str = "generate", **given: Any) -> Call:
     return a_call("c", **{"pool": "gen", "workflow": "nl2sql", "stage": stage} | given)
 
@@ -33,13 +48,27 @@ def learn(profiles: Profiles, call: Call, service: float, *, visit: int = 1, tim
         profiles.observe(call, visit, Outcome(fate="ok", total=service, output_tokens=round(service * 10)))
 
 
-def expected(profiles: Profiles, call: Call, *, visit: int = 1, done: int = 0) -> Estimate:
-    return profiles.estimate(call, visit, done)
+def expected(profiles: Profiles, call: Call, *, visit: int = 1) -> Estimate:
+    return profiles.estimate(call, visit)
+
+
+def step(stage: str, following: str, *, workflow: str = "nl2sql", fate: Fate = "ok", width: int = 1) -> Transition:
+    return Transition(
+        workflow=workflow,
+        stage=stage,
+        visit=1,
+        following=following,
+        next_visit=1 if following else 0,
+        fate=fate,
+        width=width,
+    )
 
 
 def test_of_an_unknown_stage_the_pools_prior_is_believed() -> None:
     estimate = expected(some_profiles(), at(workflow="", stage="new"))
-    assert estimate == Estimate(output_tokens=(PRIOR_OUTPUT, 4 * PRIOR_OUTPUT), service=2.0, remaining=0.0)
+    assert estimate == Estimate(
+        output_tokens=(PRIOR_OUTPUT, 4 * PRIOR_OUTPUT), service=2.0, remaining=0.0, known=False
+    )
 
 
 def test_a_pool_that_is_not_configured_has_a_prior_too() -> None:
@@ -102,17 +131,24 @@ def test_what_often_fails_is_believed_to_succeed_less() -> None:
     assert expected(profiles, call).success == pytest.approx(0.45)
 
 
-def test_what_remains_is_learned_and_bounded_by_the_hops_that_are_left() -> None:
+def test_at_first_what_remains_is_that_of_the_graph_and_the_pools() -> None:
+    # By hand: E = 0.7 (2 + V) + 0.3 (3 + F); V = 0.1 (3 + F);
+    # F = 0.5 + E, so E = 1.4 + 0.37 (3 + F) = 2.51 + 0.37 F, F = 3.01 / 0.63.
+    profiles = hardly_bounded()
+    estimate = expected(profiles, at())
+    assert estimate.remaining == pytest.approx(0.5 + 2.51 + 0.37 * 3.01 / 0.63, rel=0.01)
+    assert estimate.tail > estimate.remaining
+    assert estimate.hops == pytest.approx(1 + 1.07 + 0.37 * 2.07 / 0.63, rel=0.01)  # E = 0.7 + 0.37 (1 + 1 + E)
+    assert expected(profiles, at("verify")).remaining == pytest.approx(0.1 * (3 + 3.01 / 0.63), rel=0.01)
+    assert expected(profiles, at("answer")).remaining == 0.0
+    assert expected(some_profiles(), at()).remaining < estimate.remaining, "the bounds take something off"
+
+
+def test_what_remains_follows_the_means_that_are_learned() -> None:
     profiles = some_profiles()
-    hops = sum(stage.visits for stage in nl2sql().stages.values())
-    at_last = expected(profiles, at(), done=hops - 1).remaining
-    assert at_last == 0.5  # one more hop: to the statement, of which only the prior is known
-    assert expected(profiles, at(), done=10 * hops).remaining == 0.0
     before = expected(profiles, at()).remaining
     learn(profiles, at("execute", pool="sql", kind="sql"), 4.5, times=REFRESH_FIRST)
-    after = expected(profiles, at()).remaining
-    assert after > before + 4.0
-    assert expected(profiles, at(), done=hops - 1).remaining == pytest.approx(4.5)
+    assert expected(profiles, at()).remaining > before + 4.0
 
 
 def test_what_remains_follows_a_change_after_a_bounded_number_of_observations() -> None:
@@ -121,8 +157,246 @@ def test_what_remains_follows_a_change_after_a_bounded_number_of_observations() 
     for seconds in (1.0, 1.0, 1.0, 1.0, 9.0):
         learn(profiles, execute, seconds, times=10 * MEMORY)
         expected(profiles, at())
-    learn(profiles, execute, 9.0, times=REFRESH_MOST)
-    assert expected(profiles, at(), done=10).remaining == pytest.approx(9.0, abs=0.1)
+    for _ in range(REFRESH_MOST):
+        profiles.learn(step("generate", "execute"))
+    learn(profiles, execute, 9.0, times=1)
+    assert expected(profiles, at()).remaining > 9.0
+
+
+def test_what_remains_follows_the_ways_that_runs_take() -> None:
+    profiles = some_profiles()
+    before = expected(profiles, at("execute"))
+    for _ in range(4 * REFRESH_MOST):
+        profiles.learn(step("execute", ""))
+        expected(profiles, at("execute"))
+    after = expected(profiles, at("execute"))
+    assert before.success < 0.01
+    assert after.success > 0.95
+    assert after.remaining < 0.1 * before.remaining
+
+
+def test_a_stage_of_several_calls_costs_as_much_as_the_slowest_of_them() -> None:
+    stages = {"plan": Stage(name="plan", kind="llm", pool="gen")}
+    stages["map"] = Stage(name="map", kind="llm", pool="gen", width=4.0)
+    edges = (Edge(source="start", target="plan"), Edge(source="plan", target="map"))
+    profiles = Profiles(POOLS, {"w": Workflow(name="w", stages=stages, edges=edges)})
+    call = at("plan", workflow="w")
+    assert expected(profiles, call).remaining > 2.0, "the pool's prior, and more for four"
+    rng = Random(7)
+    for _ in range(3 * MEMORY):
+        for seconds in (1.0, 3.0):
+            profiles.observe(at("map", workflow="w"), 1, Outcome(fate="ok", total=seconds + rng.random() / 10))
+    for _ in range(REFRESH_MOST):
+        expected(profiles, call)
+        profiles.learn(step("plan", "map", workflow="w"))
+    # The slower time is among four draws in 15 of 16.
+    assert expected(profiles, call).remaining == pytest.approx(3.05 * 15 / 16 + 1.05 / 16, rel=0.05)
+    outlook = expected(profiles, call).outlook
+    assert outlook is not None
+    assert outlook.visits == pytest.approx({"plan": 1.0, "map": 4.0})
+
+
+def test_the_outlook_is_that_of_the_whole_workflow() -> None:
+    outlook = expected(hardly_bounded(), at()).outlook
+    assert outlook is not None
+    assert outlook.service == {"generate": 2.0, "execute": 0.5, "verify": 2.0, "fix": 3.0}
+    assert outlook.visits["generate"] == 1.0
+    assert outlook.visits["execute"] == pytest.approx(1.0 + outlook.visits["fix"], rel=0.01)
+    assert outlook.visits["fix"] == pytest.approx(0.37 / 0.63, rel=0.01)
+    assert expected(some_profiles(), at(workflow="")).outlook is None
+
+
+# --- what is known --------------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_known_once_enough_of_it_has_been_seen() -> None:
+    profiles = some_profiles()
+    assert not expected(profiles, at()).known
+    learn(profiles, at("verify"), 1.0)
+    assert not expected(profiles, at()).known, "of another stage of the pool"
+    learn(profiles, at(), 1.0)
+    assert expected(profiles, at()).known
+    assert expected(profiles, at(), visit=2).known, "by what the stage's other rounds took"
+
+
+def test_a_workflow_that_is_not_configured_is_known_once_its_ways_are() -> None:
+    profiles = some_profiles()
+    call = at("a", workflow="new")
+    learn(profiles, call, 1.0)
+    assert not expected(profiles, call).known
+    for _ in range(REFRESH_FIRST):
+        profiles.learn(step("a", "b", workflow="new"))
+    learn(profiles, at("b", workflow="new"), 3.0)
+    estimate = expected(profiles, call)
+    assert estimate.known
+    assert (estimate.remaining, estimate.success) == pytest.approx((3.0, 0.0))
+
+
+def test_calls_of_no_workflow_are_known_by_their_pool() -> None:
+    profiles, call = some_profiles(), at("", workflow="")
+    learn(profiles, call, 4.0, times=TRUSTED - 1)
+    assert not expected(profiles, call).known
+    learn(profiles, call, 4.0, times=1)
+    assert (expected(profiles, call).known, expected(profiles, call).service) == (True, 4.0)
+
+
+def test_after_a_change_the_older_observations_are_forgotten_and_nothing_is_known_for_a_while() -> None:
+    profiles, call = some_profiles(), at()
+    learn(profiles, call, 1.0, times=32)
+    learn(profiles, call, 4.0, times=31)
+    assert expected(profiles, call).known
+    learn(profiles, call, 4.0, times=1)  # 64: the newer half is compared with the older
+    estimate = expected(profiles, call)
+    assert not estimate.known
+    assert estimate.service == pytest.approx(4.0)
+    learn(profiles, call, 4.0, times=TRUSTED)
+    assert expected(profiles, call).known
+    (view,) = profiles.stages()
+    assert view.profile.seconds.all().quantile(0.01) == pytest.approx(4.0, rel=0.05)
+
+
+def test_a_change_late_in_life_is_noticed_too() -> None:
+    profiles, call = some_profiles(), at()
+    learn(profiles, call, 1.0, times=20 * WINDOW)
+    changed = 0
+    for _ in range(2 * WINDOW):
+        learn(profiles, call, 4.0, times=1)
+        changed += not expected(profiles, call).known
+    assert changed == TRUSTED
+
+
+def test_a_stage_that_does_not_change_stays_known() -> None:
+    profiles, call, rng = some_profiles(), at(), Random(5)
+    for number in range(3000):
+        total = rng.lognormvariate(0.0, 0.6)
+        profiles.observe(call, 1, Outcome(fate="ok", total=total, output_tokens=int(100 * total)))
+        assert expected(profiles, call).known or number < TRUSTED
+
+
+def test_prompt_tokens_that_no_cache_had_are_learned_where_the_engine_says_so() -> None:
+    profiles, call = some_profiles(), at()
+    profiles.observe(call, 1, Outcome(fate="ok", total=1.0, prompt_tokens=900, cached_tokens=None))
+    (view,) = profiles.stages()
+    assert view.profile.prefill.all().total == 0
+    for cached in (800, 950):
+        profiles.observe(call, 1, Outcome(fate="ok", total=1.0, prompt_tokens=900, cached_tokens=cached))
+    seen = view.profile.prefill.all()
+    assert (seen.total, seen.quantile(0.1), seen.quantile(1.0)) == pytest.approx((2, 0.0, 100), rel=0.05)
+
+
+# --- bounds, and keeping --------------------------------------------------------------------------------------
+
+
+def test_workflows_that_are_not_configured_are_bounded_and_the_least_used_go_first() -> None:
+    profiles = some_profiles()
+    for number in range(3 * WORKFLOWS):
+        profiles.learn(step("generate", "execute"))
+        profiles.learn(step("a", "b", workflow=f"w{number}"))
+    kept: Any = profiles.dump()["workflows"]
+    assert {one["workflow"] for one in kept} == {"nl2sql", *(f"w{2 * WORKFLOWS + i}" for i in range(WORKFLOWS))}
+
+
+def taught() -> Profiles:
+    profiles, rng = some_profiles(), Random(11)
+    for number in range(300):
+        stage = ("generate", "fix", "elsewhere")[number % 3]
+        outcome = Outcome(
+            fate="ok" if rng.random() < 0.9 else "empty",
+            total=rng.lognormvariate(0, 1),
+            output_tokens=rng.randrange(500),
+            prompt_tokens=2000,
+            cached_tokens=rng.randrange(2000),
+        )
+        profiles.observe(at(stage), 1 + number % 4, outcome)
+        profiles.learn(step(stage, "execute", width=1 + number % 3))
+    return profiles
+
+
+def test_profiles_are_read_back_as_they_were_and_go_on_alike() -> None:
+    profiles, again = taught(), some_profiles()
+    again.load(json.loads(json.dumps(profiles.dump())))
+    assert again.dump() == profiles.dump()
+    for one in (profiles, again):
+        for number in range(500):
+            one.observe(at("fix"), 1, Outcome(fate="ok", total=1.0 + number % 7))
+    assert again.dump() == profiles.dump()
+    assert expected(again, at("fix")).service == expected(profiles, at("fix")).service
+
+
+def test_what_remains_is_known_again_as_soon_as_profiles_are_read_back() -> None:
+    again = some_profiles()
+    again.load(taught().dump())
+    estimate = expected(again, at("generate"))
+    assert estimate.known
+    assert estimate.remaining != expected(some_profiles(), at("generate")).remaining
+
+
+def damaged(data: dict[str, Any], place: tuple[str | int, ...], value: object) -> dict[str, Any]:
+    """The data with another value at a place; a value of `...` takes it out."""
+    data = json.loads(json.dumps(data))
+    target: Any = data
+    for key in place[:-1]:
+        target = target[key]
+    if value is ...:
+        del target[place[-1]]
+    else:
+        target[place[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("version",), 2, "version: is 2, and only 1 can be read"),
+        (("version",), ..., "version: missing"),
+        (("profiles",), {}, "profiles: must be a list of at most 4096"),
+        (("profiles", 0), 7, "profiles[0].pool: missing"),
+        (("profiles", 0, "pool"), 7, "profiles[0].pool: must be text"),
+        (("profiles", 0, "visit"), 1.5, "profiles[0].visit: must be a whole number"),
+        (("profiles", 0, "visit"), 99, "profiles[0].visit: must be a number from 0 to 3"),
+        (("profiles", 1, "service"), -1.0, "profiles[1].service: must be a number from 0"),
+        (("profiles", 1, "service"), True, "profiles[1].service: must be a number from 0"),
+        (("profiles", 1, "service"), float("nan"), "profiles[1].service: must be a number from 0"),
+        (("profiles", 1, "success"), 1.5, "profiles[1].success: must be a number from 0 to 1"),
+        (("profiles", 1, "seconds_older"), ..., "profiles[1].seconds_older: missing"),
+        (("profiles", 1, "seconds_older", "buckets"), 3, "seconds_older.buckets: must be a list"),
+        (
+            ("profiles", 1, "seconds_older", "buckets"),
+            [["1", 1]],
+            "seconds_older.buckets: must hold pairs of numbers",
+        ),
+        (("workflows", 0, "stages"), None, "workflows[0].stages: must be a list"),
+        (("workflows", 0, "moves", 0, "count"), "many", "workflows[0].moves[0].count: must be a number"),
+    ],
+)
+def test_profiles_that_are_damaged_are_refused_by_field_and_nothing_changes(
+    place: tuple[str | int, ...], value: object, words: str
+) -> None:
+    profiles = some_profiles()
+    learn(profiles, at(), 5.0)
+    before = profiles.dump()
+    with pytest.raises(ProfileError) as caught:
+        profiles.load(damaged(taught().dump(), place, value))
+    assert words in str(caught.value)
+    assert profiles.dump() == before
+
+
+@pytest.mark.parametrize("data", [None, [], "profiles", {}])
+def test_what_is_no_snapshot_is_refused(data: object) -> None:
+    with pytest.raises(ProfileError, match="version: missing"):
+        some_profiles().load(data)
+
+
+def test_what_is_shown_of_a_stage_adds_up() -> None:
+    profiles = taught()
+    shown = {(view.stage, view.visit): view for view in profiles.stages()}
+    assert {stage for stage, _ in shown} == {"generate", "fix", "elsewhere"}
+    for view in shown.values():
+        chances: Mapping[str, float] = view.chances
+        assert sum(chances.values()) == pytest.approx(1.0)
+        assert view.remaining >= 0
+    assert shown["fix", 1].chances["execute"] > 0.95
+    assert shown["fix", 1].width == pytest.approx(1.96, abs=0.3)
 
 
 def test_profiles_are_bounded_and_the_least_used_go_first() -> None:
