@@ -36,7 +36,7 @@ format: $(VENV)/.dev ## let ruff format and mend the code
 
 lock: ## resolve the dependencies anew into the two lock files (needs uv)
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra demo --group build pyproject.toml -o requirements.lock
-	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group dev --group build --extra demo -c requirements.lock pyproject.toml -o requirements-dev.lock
+	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group dev --group build --extra demo --extra simulate -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 clean: ## remove the environment and everything that was generated
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* .import_linter_cache data

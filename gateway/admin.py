@@ -22,10 +22,9 @@ from policies.events import Drained, Scaled
 from policies.pool import EngineState
 from policies.profile import Measure
 from policies.profiles import StageView
+from policies.transitions import OVER
 
 RUNS_SHOWN = 1000
-END = "end"
-"""What stands for the end of a run among the stages that may come next."""
 Json = dict[str, Any]
 
 
@@ -169,7 +168,8 @@ def _believed(one: StageView) -> Json:
         "service_s": _quantiles(profile.seconds, digits=4),
         "output_tokens": _quantiles(profile.written, digits=0),
         "uncached_prompt_tokens": _quantiles(profile.prefill, digits=0),
-        "next": {stage or END: round(chance, 4) for stage, chance in one.chances.items()},
+        "next": {stage: round(chance, 4) for stage, chance in one.chances.items() if stage != OVER},
+        "ends": round(one.chances.get(OVER, 0.0), 4),
         "beside": {stage: round(chance, 4) for stage, chance in one.beside.items()},
         "remaining_s": {"mean": round(one.remaining, 4), "p80": round(one.tail, 4)},
     }

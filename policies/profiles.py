@@ -82,10 +82,11 @@ class Profiles:
         known = profile is not None and profile.known and key[1:3] == (call.workflow, call.stage)
         success = profile.success if profile is not None else 1.0
         learned = self._fresh(call.workflow)
-        after = None
-        if learned is not None and (after := learned.after.get(place)) is not None:
+        after = learned.after.get(place) if learned is not None else None
+        if learned is not None and after is not None:
             success = learned.ends[place] * learned.counts.well(place, success)
-            known = known and learned.counts.known(call.stage)
+        if learned is not None:
+            known = known and after is not None and learned.counts.known(call.stage)
         return Estimate(
             output_tokens=(min(output, upper), upper),
             service=profile.service if profile is not None else self._prior(call.pool),
@@ -238,17 +239,19 @@ class Profiles:
         counts = learned.counts
         places = [(stage, visit) for visit in range(1, DEEP + 1) for stage in counts.stages]
         index = {place: number for number, place in enumerate(places)}
-        states = [self._state(workflow, counts, place) for place in places]
-        start = State(0.0, 0.0)
-        for place, state in ((START, 1), start), *zip(places, states, strict=True):
-            state.ways = [(c, index[to]) for to, c in counts.chances(place).items() if to in index]
-            state.beside = [(chance, index[to]) for to, chance in counts.beside(place)]
-        after = remaining(states)
+        states = {(START, 1): State(0.0, 0.0)} | {place: self._state(workflow, counts, place) for place in places}
+        ends: dict[Place, float] = {}
+        for place, state in states.items():
+            chances, beside = counts.chances(place), counts.beside(place)
+            state.ways = [(chance, index[to]) for to, chance in chances.items() if chance and to in index]
+            state.beside = [(chance, index[to]) for to, chance in beside]
+            ends[place] = counts.ends(chances, beside)
+        start = states.pop((START, 1))
+        chain = list(states.values())
         joins = frozenset(number for place, number in index.items() if place[0] in counts.graph.joins)
-        entered = visits(states, start, joins)
-        learned.after = dict(zip(places, after, strict=True))
-        learned.ends = {place: counts.ends(place) for place in places}
-        learned.outlook = self._outlook(workflow, counts, dict(zip(places, entered, strict=True)))
+        entered = dict(zip(places, visits(chain, start, joins), strict=True))
+        learned.after, learned.ends = dict(zip(places, remaining(chain), strict=True)), ends
+        learned.outlook = self._outlook(workflow, counts, entered)
 
     def _state(self, workflow: str, counts: Counts, place: Place) -> State:
         """Entering a place: as long as the slowest of as many calls takes as are open there at once."""

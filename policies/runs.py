@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from policies.calls import Call, Fate
 from policies.protocols import RunView
 from policies.sketch import Sketch
-from policies.transitions import Transition
+from policies.transitions import OVER, Transition
 from policies.workflow import START, Workflow
 
 HISTORY = 64
@@ -120,6 +120,13 @@ class Run:
             entered=self.past.entered,
         )
 
+    def had(self, before: float, service: float, queued: float, tokens: int) -> None:
+        """Add what an ended call has had; `before` is the longest chain of calls before it, fixed when it came."""
+        self.attained += service
+        self.waited += queued
+        self.path = max(self.path, before + service)
+        self.context = tokens or self.context
+
     def counter(self, stage: str) -> str:
         """The name under which the visits to a stage are counted."""
         return stage if stage in self.visits or len(self.visits) < STAGES else ""
@@ -210,11 +217,7 @@ class Runs:
             place.fate = fate
             run.history.append((call.stage, fate))
             run.fate = fate if run.position == call.stage else run.fate
-            run.attained += service
-            run.waited += queued
-            # The value of a call is the longest chain before it; so that one scalar will do, before all open then.
-            run.path = max(run.path, before + service)
-            run.context = tokens or run.context
+            run.had(before, service, queued, tokens)
         if place.open == 0 and place.fate is None:
             place.rounds -= 1
         elif place.open == 0:
@@ -282,7 +285,7 @@ class Runs:
         sources = [source for source in run.ended.values() if source.stage != START]
         for source in sources:
             source.fate = source.fate if known else None
-        self._tell(run, sources, "", 0)
+        self._tell(run, sources, OVER, 0)
 
     def _note_tool(self, run: Run, call: Call, workflow: Workflow | None) -> None:
         """Record how a tool ended that ran between the last call and this one, told by the client or inferred."""

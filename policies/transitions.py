@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.calls import Fate
@@ -22,12 +23,14 @@ MEMORY = 50
 
 Place = tuple[str, int]
 """A stage, and the round there, DEEP at most."""
-END: Place = ("", 0)
+OVER = "\0"
+"""Stands for the end of a run among the stages that may follow; what clients send is printable, and so never this."""
+END: Place = (OVER, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
-    """A run has gone from the `visit`-th round at `stage` to the `next_visit`-th at `following`; '' where it ended.
+    """A run has gone from the `visit`-th round at `stage` to the `next_visit`-th at `following`, OVER where it ended.
 
     `fate` is how the stage ended, None where that says nothing. `width` is how many calls it had open at once; 0
     where that is not known or was told already. `beside` marks a stage that was entered together with another one.
@@ -88,7 +91,7 @@ class Counts:
     def count(self, seen: Transition) -> None:
         """Learn from one transition."""
         source = self.meet(seen.stage)
-        if source is None or (seen.following and self.meet(seen.following) is None):
+        if source is None or not self._can_follow(seen.following):
             return
         if seen.width:
             source.rounds = min(source.rounds + 1, MEMORY)
@@ -118,17 +121,19 @@ class Counts:
         source = self._start if stage == START else self.stages[stage]
         prior = dict(self.graph.beside(stage))
         strength = STRENGTH if prior else 0.0
-        total = source.left + strength
+        total = max(1.0, source.left + strength)
         found = []
         for name in dict.fromkeys((*prior, *source.beside)):
+            if name not in self.stages:
+                continue
             count = source.beside.get(name, 0.0) + strength * prior.get(name, 0.0)
             found.append(((name, self._round(place, name)), min(1.0, count / total)))
         return found
 
-    def ends(self, place: Place) -> float:
-        """The chance that a run ends after a place; what a stage renders is no more than its end."""
-        end = sum(chance for (stage, _), chance in self.chances(place).items() if not stage or self._renders(stage))
-        for (stage, _), chance in self.beside(place):
+    def ends(self, chances: Mapping[Place, float], beside: Sequence[tuple[Place, float]]) -> float:
+        """The chance that a run ends after a place of which this may follow; what renders is no more than the end."""
+        end = sum(chance for (stage, _), chance in chances.items() if stage == OVER or self._renders(stage))
+        for (stage, _), chance in beside:
             end *= 1.0 if self._renders(stage) else 1.0 - chance
         return end
 
@@ -139,6 +144,10 @@ class Counts:
         """
         well, ended = self._ends.get(place, (0.0, 0.0))
         return (well + STRENGTH * success) / (ended + STRENGTH)
+
+    def _can_follow(self, stage: str) -> bool:
+        """Whether a stage is counted among those that follow others: not where a client gives it the start's name."""
+        return stage == OVER or (stage != START and self.meet(stage) is not None)
 
     def _prior(self, place: Place) -> dict[Place, float]:
         """What to expect of one round at a stage from all its rounds; nothing where nothing is known."""
@@ -151,11 +160,11 @@ class Counts:
             ways = self.graph.ways(stage)
             for following, chance in ways:
                 counts[following] += STRENGTH * chance
-            counts[""] += STRENGTH * max(0.0, 1.0 - sum(chance for _, chance in ways))
+            counts[OVER] += STRENGTH * max(0.0, 1.0 - sum(chance for _, chance in ways))
         total = sum(counts.values())
         found: defaultdict[Place, float] = defaultdict(float)
         for following, count in counts.items():
-            target = (following, self._round(place, following)) if following else END
+            target = (following, self._round(place, following)) if following in self.stages else END
             share = min(count / total, self._most(place, target))
             found[target] += share
             found[END] += count / total - share
@@ -236,11 +245,11 @@ class Counts:
                 seen.rounds = max(1, one.whole("rounds", MEMORY))
         for one in record.records("beside", STAGES * (STAGES + 1)):
             seen, following = counts.meet(one.text("stage")), one.text("following")
-            if seen is not None and counts.meet(following) is not None:
+            if seen is not None and following != OVER and counts._can_follow(following):
                 seen.beside[following] = one.number("count")
         for one in record.records("moves", MOVES):
             following, next_visit = one.text("following"), one.whole("next_visit", DEEP)
-            if counts.meet(one.text("stage")) is not None and (not following or counts.meet(following) is not None):
+            if counts.meet(one.text("stage")) is not None and counts._can_follow(following):
                 here, there = (one.text("stage"), one.whole("visit", DEEP)), (following, next_visit)
                 counts._moves.setdefault(here, {})[there] = one.number("count", HALVED)
                 counts._pairs += 1

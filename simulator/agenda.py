@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
-from typing import Any
 
 
 class Agenda:
@@ -14,7 +13,7 @@ class Agenda:
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
         self._order = 0
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
 
     def at(self, when: float, act: Callable[..., None], *arguments: object) -> None:
         """Note an act. What should have happened already happens now."""

@@ -56,7 +56,6 @@ class _Asked:
     call: Call
     plan: CallPlan
     seed: int
-    attempt: int = -1
     engine: str = ""
     queued: float = 0.0
     since: float = 0.0
@@ -71,8 +70,8 @@ class _Simulation:
         self._dispatcher = replace(scenario.blueprint, seed=scenario.seed).dispatcher()
         if scenario.profile is not None:
             self._dispatcher.profiles.load(scenario.profile)
-        self._began = -max([spec.startup for spec in scenario.engines.values()], default=0.0)
-        self._agenda = Agenda(self._began)
+        # The first engines are asked for early enough that all are up at zero.
+        self._agenda = Agenda(-max([spec.startup for spec in scenario.engines.values()], default=0.0))
         self._asked: dict[str, _Asked] = {}
         self._attempts: dict[int, _Asked] = {}
         self._pool_of: dict[str, str] = {}
@@ -178,7 +177,7 @@ class _Simulation:
 
     def _start(self, start: Start) -> None:
         asked = self._asked[start.call]
-        asked.attempt, asked.engine = start.attempt, start.engine
+        asked.engine = start.engine
         asked.queued, asked.since, asked.first = start.queued, self._agenda.now, None
         self._attempts[start.attempt] = asked
         worker = self._workers.get(start.engine)

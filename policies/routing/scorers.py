@@ -43,6 +43,7 @@ class LeastDelay:
     """
 
     others: float = 1.0
+    waste: float = 0.0
     away: float = field(default=0.0, metadata={"unit": "s"})
 
     def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
@@ -59,7 +60,8 @@ class LeastDelay:
         memory = engine.limits.kv_tokens
         evicted = 0.0 if memory is None else max(0.0, engine.footprint + missing + demand.output - memory)
         away = 0.0 if engine.pool == call.pool else self.away
-        return demand.urgency * (own + away) + self.others * (engine.urgency * taken + pace.prefill * evicted)
+        wasted = self.waste * pace.prefill * missing * crowd
+        return demand.urgency * (own + away) + self.others * (engine.urgency * taken + pace.prefill * evicted) + wasted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

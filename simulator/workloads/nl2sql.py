@@ -15,6 +15,7 @@ from random import Random
 
 from backends.emulated.model import EngineConfig
 from policies.calls import Fate
+from policies.pool import PoolSpec
 from policies.workflow import START, Edge, Stage, Workflow
 from simulator.ideal import rounds
 from simulator.setup import Setup, llm_engine, llm_pool, sql_pool, sql_worker
@@ -95,12 +96,7 @@ def nl2sql(
     `databases` are asked about with chances that fall as 1 / rank.
     """
     chances = REVISION_CHANCES if repairs is None else (_repeat(repairs),) * REPAIRS_MOST
-    pools = {
-        "generate": llm_pool("generate", 4, prior_service=18.0),
-        "revise": llm_pool("revise", 2, prior_service=3.0),
-        "light": llm_pool("light", 2, prior_service=0.6),
-        "warehouse": sql_pool("warehouse", 4, prior_service=SQL_SECONDS),
-    }
+    pools = _pools()
     engines = {name: llm_engine() if pool.kind == "llm" else sql_worker() for name, pool in pools.items()}
     configs = {name: spec.config for name, spec in engines.items() if spec.config is not None}
     questions = _Questions(tenant, databases, chances)
@@ -146,6 +142,15 @@ def graph(chances: Sequence[float], deadline: float) -> Workflow:
             Edge(source="unit_test", target="evaluate"),
         ),
     )
+
+
+def _pools() -> dict[str, PoolSpec]:
+    return {
+        "generate": llm_pool("generate", 4, prior_service=18.0),
+        "revise": llm_pool("revise", 2, prior_service=3.0),
+        "light": llm_pool("light", 2, prior_service=0.6),
+        "warehouse": sql_pool("warehouse", 4, prior_service=SQL_SECONDS),
+    }
 
 
 def _reached(chances: Sequence[float]) -> list[float]:

@@ -108,9 +108,11 @@ async def test_what_was_learned_is_listed_by_workflow_stage_and_visit(shared: Ru
     assert one["output_tokens"] == {"p50": 4.0, "p80": 4.0, "p95": 4.0}
     assert 0 < one["service_s"]["p50"] <= one["service_s"]["p95"]
     assert one["uncached_prompt_tokens"]["p50"] > 0
-    assert (one["next"], one["beside"]) == ({"b": 1.0}, {})
+    assert (one["next"], one["beside"], one["ends"]) == ({"b": 1.0}, {}, 0.0)
     assert one["remaining_s"]["mean"] >= 0
-    assert found["b", 2]["next"] == {"end": 1.0}
+    assert (found["b", 2]["ends"], found["b", 2]["next"]) == (0.6, {"a": 0.4}), (
+        "one end, and what the first visit shows, as a prior"
+    )
 
 
 @module_loop

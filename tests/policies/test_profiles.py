@@ -13,8 +13,9 @@ import pytest
 from policies.calls import Call, Estimate, Fate, Knobs, Outcome
 from policies.profile import MEMORY, TRUSTED, WINDOW
 from policies.profiles import LIMIT, PRIOR_OUTPUT, REFRESH_FIRST, REFRESH_MOST, WORKFLOWS, Profiles
+from policies.runs import Runs
 from policies.snapshot import ProfileError
-from policies.transitions import DEEP, Transition
+from policies.transitions import DEEP, OVER, Transition
 from policies.workflow import Edge, Stage, Workflow
 from tests.policies.making import a_call, a_pool, nl2sql
 
@@ -40,7 +41,7 @@ def hardly_bounded() -> Profiles:
 
 
 def at(stage: str = "generate", **given: Any) -> Call:
-    return a_call("c", **{"pool": "gen", "workflow": "nl2sql", "stage": stage} | given)
+    return a_call(**{"pool": "gen", "workflow": "nl2sql", "stage": stage} | given)
 
 
 def learn(profiles: Profiles, call: Call, service: float, *, visit: int = 1, times: int = TRUSTED) -> None:
@@ -58,7 +59,7 @@ def step(stage: str, following: str, *, workflow: str = "nl2sql", fate: Fate = "
         stage=stage,
         visit=1,
         following=following,
-        next_visit=1 if following else 0,
+        next_visit=0 if following == OVER else 1,
         fate=fate,
         width=width,
     )
@@ -167,7 +168,7 @@ def test_what_remains_follows_the_ways_that_runs_take() -> None:
     profiles = some_profiles()
     before = expected(profiles, at("execute"))
     for _ in range(4 * REFRESH_MOST):
-        profiles.learn(step("execute", ""))
+        profiles.learn(step("execute", OVER))
         expected(profiles, at("execute"))
     after = expected(profiles, at("execute"))
     assert before.success < 0.01
@@ -204,6 +205,59 @@ def test_the_outlook_is_that_of_the_whole_workflow() -> None:
     assert outlook.visits["execute"] == pytest.approx(1.0 + outlook.visits["fix"], rel=0.01)
     assert outlook.visits["fix"] == pytest.approx(0.37 / 0.63, rel=0.01)
     assert expected(some_profiles(), at(workflow="")).outlook is None
+
+
+def test_what_is_expected_is_what_happens() -> None:
+    """Runs whose repairs fail the more often the more there were: what was expected of each call, and what came."""
+    profiles, rng, number = some_profiles(), Random(21), 0
+    runs = Runs(limit=1000, idle=60.0, learn=profiles.learn)
+    means = {"generate": 2.0, "execute": 0.1, "verify": 0.7, "fix": 1.5}
+    pairs: list[tuple[Estimate, float, int]] = []
+    for run in range(1500):
+        stage, passed = "generate", []
+        while stage:
+            number += 1
+            call = at(stage, id=f"c{number}", run=f"r{run}", pool=nl2sql().stages[stage].pool)
+            _, visit = runs.enter(call, nl2sql(), 0.0)
+            estimate = profiles.estimate(call, visit)
+            failing = {"execute": (0.3, 0.5, 0.6)[min(visit, DEEP) - 1], "verify": 0.1}.get(stage, 0.0)
+            fate: Fate = "error" if rng.random() < failing else "ok"
+            service = means[stage] * rng.lognormvariate(-0.125, 0.5)
+            profiles.observe(call, visit, Outcome(fate=fate, total=service))
+            runs.leave(call, fate, 0.0, over=stage == "verify" and fate == "ok", service=service)
+            passed.append((stage, estimate, service))
+            stage = nl2sql().following(stage, fate) or ""
+            stage = "" if stage == "answer" else stage
+        for place, (stage, estimate, _) in enumerate(passed):
+            if run > 500 and stage != "verify":
+                pairs.append((estimate, sum(one[2] for one in passed[place + 1 :]), len(passed) - place - 1))
+    total = len(pairs)
+    assert sum(one.remaining for one, _, _ in pairs) / total == pytest.approx(
+        sum(s for _, s, _ in pairs) / total, rel=0.1
+    )
+    assert sum(one.hops for one, _, _ in pairs) / total == pytest.approx(sum(n for _, _, n in pairs) / total, rel=0.1)
+    assert sum(seconds <= one.tail for one, seconds, _ in pairs) / total == pytest.approx(0.8, abs=0.05)
+
+
+def test_calls_that_name_no_stage_are_learned_as_one() -> None:
+    profiles = some_profiles()
+    runs = Runs(limit=100, idle=60.0, learn=profiles.learn)
+    for stage in ("", "start"):
+        for number in range(40):
+            call = at(
+                stage,
+                id=f"{stage}{number}",
+                run=f"{stage} run {number // 4}",
+                workflow="agent",
+                final=number % 4 == 3,
+            )
+            _, visit = runs.enter(call, None, 0.0)
+            estimate = expected(profiles, call, visit=visit)
+            profiles.observe(call, visit, Outcome(fate="ok", total=2.0))
+            runs.leave(call, "ok", 0.0)
+        assert estimate.known == (stage == "")
+    assert expected(profiles, at("", workflow="agent"), visit=1).remaining == pytest.approx(6.0, rel=0.3)
+    assert len(list(profiles.stages())) > 0
 
 
 # --- what is known --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from policies.calls import Call, Fate
 from policies.runs import ENDED_LEAST, ENDED_MOST, HISTORY, STAGES, WORKFLOWS, Run, Runs
-from policies.transitions import Transition
+from policies.transitions import OVER, Transition
 from policies.workflow import Edge, Stage, Workflow
 from tests.policies.making import a_call, nl2sql
 
@@ -330,7 +330,8 @@ class Course:
 
     def told(self) -> list[str]:
         return [
-            f"{one.stage} {one.visit} > {one.following} {one.next_visit}".strip() + "+" * one.beside
+            f"{one.stage} {one.visit} > {one.following} {one.next_visit}".replace(f"{OVER} 0", "over")
+            + "+" * one.beside
             for one in self.seen
         ]
 
@@ -345,7 +346,7 @@ def test_each_step_of_a_run_is_told_and_its_declared_end() -> None:
         "execute 1 > fix 1",
         "fix 1 > execute 2",
         "execute 2 > verify 1",
-        "verify 1 >  0",
+        "verify 1 > over",
     ]
     assert (course.seen[-1].fate, course.seen[-1].width) == ("ok", 1)
 
@@ -354,7 +355,7 @@ def test_a_run_that_is_left_idle_has_ended_but_nobody_knows_how() -> None:
     course = Course(idle=10.0)
     course.passes("generate")
     course.ends(course.enter("generate", 11.0, run="other"))
-    assert course.told() == ["start 1 > generate 1", "start 1 > generate 1", "generate 1 >  0"]
+    assert course.told() == ["start 1 > generate 1", "start 1 > generate 1", "generate 1 > over"]
     assert course.seen[-1].fate is None
 
 
@@ -362,7 +363,7 @@ def test_a_run_that_its_graph_says_is_over_has_ended_there() -> None:
     course = Course()
     course.passes("generate")
     course.ends(course.enter("verify"), over=True)
-    assert course.told()[-1] == "verify 1 >  0"
+    assert course.told()[-1] == "verify 1 > over"
 
 
 def test_calls_of_one_stage_that_are_open_together_are_one_round_of_their_width() -> None:

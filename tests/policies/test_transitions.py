@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from policies.snapshot import Record
-from policies.transitions import DEEP, END, HALVED, MOVES, STAGES, Counts, Transition
+from policies.transitions import DEEP, END, HALVED, MOVES, OVER, STAGES, Counts, Transition
 from policies.workflow import START, Edge, Stage, Workflow
 from tests.policies.making import nl2sql
 
@@ -18,6 +18,10 @@ def counted(counts: Counts, times: int = 1, **given: object) -> Counts:
     for _ in range(times):
         counts.count(replace(STEP, **given))  # type: ignore[arg-type]
     return counts
+
+
+def ends(counts: Counts, stage: str) -> float:
+    return counts.ends(counts.chances((stage, 1)), counts.beside((stage, 1)))
 
 
 def fan(*, ordinary: bool = True) -> Workflow:
@@ -40,7 +44,7 @@ def test_at_first_the_graph_is_believed() -> None:
     counts = Counts(nl2sql())
     assert counts.chances((START, 1)) == {("generate", 1): 1.0, END: 0.0}
     assert counts.chances(("execute", 1)) == pytest.approx({("verify", 1): 0.7, ("fix", 1): 0.3, END: 0.0})
-    assert counts.ends(("verify", 1)) == pytest.approx(0.9), "what is rendered is the end"
+    assert ends(counts, "verify") == pytest.approx(0.9), "what is rendered is the end"
 
 
 def test_a_way_back_leads_to_the_next_round_and_deep_rounds_are_one() -> None:
@@ -72,7 +76,7 @@ def test_what_one_round_shows_is_a_prior_of_the_others() -> None:
 
 def test_stages_and_edges_that_the_graph_lacks_join_it() -> None:
     counts = counted(Counts(nl2sql()), 36, following="plan", next_visit=1)
-    counted(counts, stage="plan", following="", next_visit=0)
+    counted(counts, stage="plan", following=OVER, next_visit=0)
     assert counts.chances(("execute", 1))[("plan", 1)] > 0.9
     assert counts.chances(("plan", 1)) == {END: 1.0}
     assert (counts.known("plan"), counts.known("fix"), counts.known("never")) == (True, True, False)
@@ -80,8 +84,8 @@ def test_stages_and_edges_that_the_graph_lacks_join_it() -> None:
 
 def test_a_workflow_without_a_graph_is_learned_from_nothing() -> None:
     counts = Counts(None)
-    for following in ("b", "b", "b", ""):
-        counted(counts, stage="a", following=following, next_visit=1 if following else 0)
+    for following in ("b", "b", "b", OVER):
+        counted(counts, stage="a", following=following, next_visit=0 if following == OVER else 1)
     assert counts.chances(("a", 1)) == {("b", 1): 0.75, END: 0.25}
     assert counts.chances(("a", 2)) == {("b", 2): 0.75, END: 0.25}, "a round never seen is like the others"
     assert counts.chances(("b", 1)) == {END: 1.0}
@@ -91,9 +95,9 @@ def test_how_often_runs_end_well_is_counted_where_they_end() -> None:
     counts = Counts(nl2sql())
     assert counts.well(("verify", 1), 0.5) == 0.5
     for fate in ("ok", "ok", "ok", "error"):
-        counted(counts, stage="verify", following="", next_visit=0, fate=fate)
+        counted(counts, stage="verify", following=OVER, next_visit=0, fate=fate)
     assert counts.well(("verify", 1), 0.5) == (3 + 2) / 8
-    counted(counts, stage="verify", following="", next_visit=0, fate=None)
+    counted(counts, stage="verify", following=OVER, next_visit=0, fate=None)
     assert counts.well(("verify", 1), 0.5) == (3 + 2) / 8, "nobody knows how a run that was left idle ended"
 
 
@@ -101,7 +105,7 @@ def test_a_parallel_edge_is_taken_besides_the_others() -> None:
     counts = Counts(fan())
     assert counts.chances(("plan", 1)) == {("search", 1): 1.0, END: 0.0}
     assert counts.beside(("plan", 1)) == [(("read", 1), 0.5)]
-    assert counts.ends(("plan", 1)) == 0.0
+    assert ends(counts, "plan") == 0.0
     assert fan().joins == {"write"}
 
 
@@ -128,14 +132,14 @@ def test_where_all_edges_are_parallel_all_branches_begin() -> None:
     counts = counted(Counts(fan(ordinary=False)), stage="plan", following="search")
     assert counts.chances(("plan", 1)) == {END: 1.0}
     assert counts.beside(("plan", 1)) == [(("search", 1), 1.0), (("read", 1), 2 / 5)]
-    assert counts.ends(("plan", 1)) == 0.0
+    assert ends(counts, "plan") == 0.0
 
 
 def test_the_width_of_a_stage_is_learned_from_where_the_graph_puts_it() -> None:
     graph = Workflow(name="w", stages={"map": Stage(name="map", kind="llm", width=8.0)})
     counts = Counts(graph)
     assert counts.stages["map"].width == 8.0
-    counted(counts, 200, stage="map", following="", next_visit=0, width=2)
+    counted(counts, 200, stage="map", following=OVER, next_visit=0, width=2)
     assert counts.stages["map"].width == pytest.approx(2.0, abs=0.2)
 
 
@@ -163,12 +167,31 @@ def test_counts_are_bounded_in_stages_and_in_pairs() -> None:
     assert len(counts.dump()["moves"]) == MOVES  # type: ignore[arg-type]
 
 
+def test_a_client_may_name_its_stages_as_it_likes() -> None:
+    for name in (START, ""):
+        counts = counted(Counts(None), 3, stage="a", following=name)
+        counted(counts, stage=name, following="a")
+        counted(counts, stage="b", following=name, beside=True)
+        again = Counts.load(None, Record(counts.dump()))
+        for stage in counts.stages:
+            for one in (counts, again):
+                assert sum(one.chances((stage, 1)).values()) == pytest.approx(1.0)
+                assert len(one.beside((stage, 1))) <= 1
+
+
+def test_an_edge_to_a_stage_that_is_not_described_ends_the_run() -> None:
+    edges = (Edge(source="a", target="elsewhere"), Edge(source="a", target="nowhere", parallel=True))
+    counts = Counts(Workflow(name="w", stages={"a": Stage(name="a", kind="llm")}, edges=edges))
+    assert counts.chances(("a", 1)) == {END: 1.0}
+    assert counts.beside(("a", 1)) == []
+
+
 def test_counts_are_read_back_as_they_were() -> None:
     counts = Counts(fan())
     counted(counts, 3, stage="plan", following="search", width=2)
     counted(counts, 2, stage="plan", following="read", beside=True)
     counted(counts, stage="search", following="late", visit=2, next_visit=9)
-    counted(counts, stage="late", following="", next_visit=0, fate="ok", width=3)
+    counted(counts, stage="late", following=OVER, next_visit=0, fate="ok", width=3)
     counts.meet("late", "some pool")
     again = Counts.load(fan(), Record(counts.dump()))
     assert again.dump() == counts.dump()
