@@ -49,15 +49,17 @@ class Gated:
     """
 
     gated: bool = field(default=True, init=False)
-    load: float = 0.6
-    most: float = 0.5
+    load: float = 0.95
+    most: float = 0.75
+    pressed: float = 0.25
     kv: float = 0.9
 
     def lends(self, call: Call, estimate: Estimate, engine: EngineView, owner_waits: bool) -> bool:
-        if owner_waits or engine.load > self.load:
+        if engine.load > self.load:
             return False
         prefill, output = max(0, call.prompt_tokens - engine.matched), estimate.output_tokens[0]
-        if engine.on_loan + prefill + WRITTEN * output > self.most * engine.budget:
+        most = self.pressed if owner_waits else self.most
+        if engine.on_loan + prefill + WRITTEN * output > most * engine.budget:
             return False
         memory = engine.limits.kv_tokens
         return memory is None or engine.footprint + prefill + output <= self.kv * memory
