@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gateway import units
 from gateway.fields import PolicySpec
-from gateway.settings import Config, Emulated, Pool, PoolPolicies
-from policies.blueprint import Blueprint
+from gateway.settings import Config, Emulated, Policies, PoolPolicies
+from policies.blueprint import OPEN, Blueprint
 from policies.catalog import Named, PolicySet, UnknownPolicy, make, parameters
 from policies.dispatcher import Limits
 from policies.pool import EngineLimits, PoolSpec
@@ -23,11 +24,13 @@ def blueprint(config: Config, *, seed: int = 0, profiles: Mapping[str, object] |
 
     `profiles` is what was learned before (`gateway.keeping`).
     """
+    lent = _borrowing(config.policies)
     return Blueprint(
         pools={name: _pool(config, name) for name in config.pools},
         workflows={name: _workflow(config, name) for name in config.workflows},
-        policies={name: _policies(config.policies_of(name)) for name in config.pools},
+        policies={name: replace(_policies(config.policies_of(name)), borrowing=lent) for name in config.pools},
         limits=Limits(attempts=config.limits.attempts, runs=config.limits.runs, run_idle=config.limits.run_idle),
+        gate=_named("gate", config.policies.gate) if config.policies.gate else OPEN,
         seed=seed,
         profiles=profiles,
     )
@@ -58,21 +61,11 @@ def _pool(config: Config, name: str) -> PoolSpec:
         maximum=pool.engines.max,
         start=pool.engines.start,
         limits=EngineLimits(sequences=1) if pool.kind == "sql" else limits,
-        lenders=tuple(other for other in config.pools if _lends(config, other, name)),
+        lenders=tuple(other for other in config.pools if config.lends(other, name)),
         queue_calls=config.limits.queue_calls,
         queue_bytes=config.limits.queue_bytes,
         prior_service=PRIOR_SERVICE[pool.kind],
     )
-
-
-def _lends(config: Config, lender: str, borrower: str) -> bool:
-    """Whether the engines of one pool serve the calls of another: in a shared layout those of the same model do."""
-    if lender == borrower:
-        return True
-    pools: Mapping[str, Pool] = config.pools
-    one, other = pools[lender], pools[borrower]
-    same = one.kind == other.kind == "llm" and one.model == other.model
-    return config.policies.layout == "shared" and same and (not one.lends_to or borrower in one.lends_to)
 
 
 def _workflow(config: Config, name: str) -> Workflow:
@@ -100,7 +93,15 @@ def _policies(chosen: PoolPolicies) -> PolicySet:
         filters=_list("filters", chosen.filters) if chosen.filters is not None else default.filters,
         scorers=_list("scorers", chosen.scorers) if chosen.scorers is not None else default.scorers,
         picker=_named("picker", chosen.picker) if chosen.picker else default.picker,
+        budget=_named("budget", chosen.budget) if chosen.budget else default.budget,
     )
+
+
+def _borrowing(chosen: Policies) -> Named:
+    """The policy that a layout is; one that lends nothing needs none, and has what asks for the least."""
+    if chosen.borrowing is not None:
+        return _named("borrowing", chosen.borrowing)
+    return Named(name="gated" if chosen.layout == "adaptive" else "always")
 
 
 def _list(slot: str, specs: tuple[PolicySpec, ...]) -> tuple[Named, ...]:

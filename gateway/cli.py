@@ -1,4 +1,4 @@
-"""The command `cortex`: serve, check, demo."""
+"""The command `cortex`: serve, check, demo, simulate, replay."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from pathlib import Path
 
 import uvloop
 
-from gateway.blueprints import complaint
+from gateway.blueprints import blueprint, complaint
 from gateway.compose import compose
 from gateway.config import ConfigError, Override, load
+from gateway.incident import retold
+from gateway.journal import JournalError
 from gateway.listening import bound, server
-from gateway.settings import Config, DuckDb
+from gateway.settings import Config, DuckDb, PoolPolicies
 from gateway.yamlfile import spelled
+from simulator import command
+from simulator.campaign import Entrant
+from simulator.command import add_options
+from simulator.lineup import Contender
 
+REPLAY_USAGE = "cortex replay JOURNAL [--set SLOT=POLICY[:PARAMETER=VALUE,...]] ..."
 DEMO = Path("examples/nl2sql/demo.py")
 
 
@@ -58,6 +65,23 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="60 questions through an NL2SQL agent, under three pool layouts", add_help=False
     )
     demo.set_defaults(run=_demo)
+    simulate = commands.add_parser(
+        "simulate",
+        help="policies against each other, in virtual time",
+        usage="cortex simulate [options]",
+        description="Runs workloads through the gateway's scheduler in virtual time, under several policies.",
+    )
+    simulate.add_argument(
+        "--config", type=Path, action="append", default=[], metavar="FILE", help="run this configuration's policies too"
+    )
+    add_options(simulate)
+    simulate.set_defaults(run=_simulate)
+    replay = commands.add_parser("replay", help="what happened, from a gateway's journal", usage=REPLAY_USAGE)
+    replay.add_argument("journal", type=Path, metavar="JOURNAL")
+    replay.add_argument(
+        "--set", action="append", default=[], metavar="SLOT=POLICY", help="where other policies would have acted otherwise"
+    )
+    replay.set_defaults(run=_replay)
     return parser
 
 
@@ -115,6 +139,48 @@ def _set_up_logs(config: Config) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     # Its warnings are about what clients send: garbage, or the wish for a WebSocket. Each is answered, none is news.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+
+def _simulate(parsed: argparse.Namespace) -> int:
+    entrants = [_entrant(path) for path in parsed.config]
+    try:
+        planned = command.plan(parsed, entrants)
+    except ValueError as error:
+        print(f"cortex simulate: {error}", file=sys.stderr)
+        return 2
+    return command.run(planned)
+
+
+def _entrant(path: Path) -> Entrant:
+    """The policies and the layout of a configuration. Its pools matter only where they have policies of their own."""
+    config = read_config(path)
+    own = {name for name, pool in config.pools.items() if pool.policies != PoolPolicies()}
+    everywhere = config.model_copy(
+        update={
+            "pools": {name: pool.model_copy(update={"policies": PoolPolicies()}) for name, pool in config.pools.items()}
+        }
+    )
+    common, exact = blueprint(everywhere), blueprint(config)
+    return Entrant(
+        name=str(path),
+        contender=Contender(
+            name=str(path),
+            layout=config.policies.layout,
+            policies=next(iter(common.policies.values())),
+            gate=common.gate,
+        ),
+        own={name: exact.policies[name] for name in own},
+    )
+
+
+def _replay(parsed: argparse.Namespace) -> int:
+    try:
+        for line in retold(parsed.journal, parsed.set):
+            print(line)
+    except JournalError as error:
+        print(f"cortex replay: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _demo(parsed: argparse.Namespace) -> int:

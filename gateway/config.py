@@ -17,7 +17,7 @@ from gateway.yamlfile import ConfigError, Document, Place, read
 __all__ = ["Config", "ConfigError", "Override", "PolicyCheck", "PolicySpec", "load"]
 
 PolicyCheck = Callable[[str, PolicySpec], str | None]
-"""What is wrong with a policy in a slot (`priority`, `admission`, `filters`, `scorers`, `picker`), or None."""
+"""What is wrong with a policy in a slot of the catalog (`priority`, `scorers`, ...), or None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import get_args
 
 from gateway.settings import Config, DuckDb, Edge, Emulated, Outcome, Pool, Stage, Vllm, Workflow
 from gateway.yamlfile import Place
+from policies.fleet import groups
 from policies.workflow import START
 
 Fault = tuple[Place, str]
@@ -23,7 +24,7 @@ def faults(config: Config) -> Iterator[Fault]:
     yield from _server(config)
     for name in config.pools:
         yield from _pool(config, name)
-    yield from _shared(config)
+    yield from _lending(config)
     for pattern, pool in config.models.items():
         if complaint := _unusable(config, pool, "llm"):
             yield ("models", pattern), complaint
@@ -35,14 +36,20 @@ def faults(config: Config) -> Iterator[Fault]:
         yield from _graph(workflow, place)
 
 
-def _shared(config: Config) -> Iterator[Fault]:
+def _lending(config: Config) -> Iterator[Fault]:
     """Keys of different policies do not compare, so calls that share engines must be ordered by one."""
-    if config.policies.layout != "shared":
-        return
+    layout = config.policies.layout
+    if config.policies.borrowing is not None and layout != "adaptive":
+        yield ("policies", "borrowing"), f"only for layout: adaptive, and it is {layout}"
+    together = groups({name: [other for other in config.pools if config.lends(name, other)] for name in config.pools})
     for name, pool in config.pools.items():
         own = pool.policies.priority
-        if pool.kind == "llm" and own is not None and own != config.policies.priority:
-            message = "in a shared layout all pools have the priority policy of policies.priority"
+        others = [one for one in together[name] if config.policies_of(one).priority != own]
+        if own is not None and others:
+            message = (
+                f"'{others[0]}' has another one, and in the layout '{layout}' both share engines: give them one "
+                "priority policy, best in policies.priority"
+            )
             yield ("pools", name, "policies", "priority"), message
 
 

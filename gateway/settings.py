@@ -188,8 +188,12 @@ class Concurrency(Part):
 class PoolPolicies(Part):
     """Policies by name; None stands for the catalog's own choice, or in a pool for that of all pools."""
 
+    instead: ClassVar[Mapping[str, str]] = MappingProxyType(
+        dict.fromkeys(("layout", "gate", "borrowing"), "holds for all pools together; set it in policies")
+    )
     priority: Spec | None = None
     admission: Spec | None = None
+    budget: Spec | None = None
     filters: List[Spec] | None = None
     scorers: List[Spec] | None = None
     picker: Spec | None = None
@@ -197,19 +201,21 @@ class PoolPolicies(Part):
     def specs(self) -> list[tuple[str, int | None, PolicySpec]]:
         """Each policy with its slot, and its position where the slot is a list."""
         found: list[tuple[str, int | None, PolicySpec]] = []
-        for slot in PoolPolicies.model_fields:
+        for slot in type(self).model_fields:
             chosen = getattr(self, slot)
             if isinstance(chosen, PolicySpec):
                 found.append((slot, None, chosen))
-            else:
-                found += [(slot, index, spec) for index, spec in enumerate(chosen or ())]
+            elif isinstance(chosen, tuple):
+                found += [(slot, index, spec) for index, spec in enumerate(chosen)]
         return found
 
 
 class Policies(PoolPolicies):
-    """The policies of all pools, and whether stages keep to their own."""
+    """The policies of all pools, and what holds for them together: whose engines serve whom, and the gate on runs."""
 
-    layout: Literal["isolated", "shared"] = "isolated"
+    layout: Literal["isolated", "shared", "adaptive"] = "adaptive"
+    borrowing: Spec | None = None
+    gate: Spec | None = None
 
 
 class Pool(Part):
@@ -332,6 +338,16 @@ class Config(Part):
     def alias(self, model: str) -> str | None:
         """The pool that `models` gives to a model's name; the first pattern that fits wins."""
         return next((pool for pattern, pool in self.models.items() if fnmatchcase(model, pattern)), None)
+
+    def lends(self, lender: str, borrower: str) -> bool:
+        """Whether the engines of one pool may serve the calls of another: a pool's own, and beyond them, unless the
+        layout is isolated, those of the same model. `lends_to` leaves only the pools that it names."""
+        if lender == borrower:
+            return True
+        pools: Mapping[str, Pool] = self.pools
+        one, other = pools[lender], pools[borrower]
+        same = one.kind == other.kind == "llm" and one.model == other.model
+        return same and self.policies.layout != "isolated" and (not one.lends_to or borrower in one.lends_to)
 
     def policies_of(self, pool: str) -> PoolPolicies:
         """A pool's policies: its own, and those of all pools where it names none."""

@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from policies.calls import Call, Estimate
-from policies.pool import EngineView
-
-WRITTEN = 4.0
-"""Committed work of a token to be written, in prompt tokens (as in `Slot.work`)."""
+from policies.pool import DECODE_WEIGHT, EngineView
 
 
 class Borrowing(Protocol):
@@ -59,7 +56,7 @@ class Gated:
             return False
         prefill, output = max(0, call.prompt_tokens - engine.matched), estimate.output_tokens[0]
         most = self.pressed if owner_waits else self.most
-        if engine.on_loan + prefill + WRITTEN * output > most * engine.budget:
+        if engine.on_loan + prefill + DECODE_WEIGHT * output > most * engine.budget:
             return False
         memory = engine.limits.kv_tokens
         return memory is None or engine.footprint + prefill + output <= self.kv * memory

@@ -84,10 +84,7 @@ class PolicySet:
     priority: Named = Named(name="least_slack")
     admission: Named = Named(name="predicted_wait")
     filters: tuple[Named, ...] = ()
-    scorers: tuple[Named, ...] = (
-        Named(name="prefix_affinity", weight=2.0),
-        Named(name="free_work", weight=1.0),
-    )
+    scorers: tuple[Named, ...] = (Named(name="least_delay"),)
     picker: Named = Named(name="best")
     budget: Named = Named(name="fixed")
     borrowing: Named = Named(name="always")

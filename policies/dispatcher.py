@@ -8,7 +8,6 @@ following another call. Each way out of a place gives back what the place held.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -93,9 +92,11 @@ class Dispatcher:
         self._reviews = Reviews(pools, {name: chosen.budget for name, chosen in policies.items()}, self.gate)
         self._lines = Lines(pools, self.gate, self._renewed)
         self._floor = Floor(
+            fleet=self.fleet,
+            lines=self._lines,
             prefixes=self.prefixes,
+            policies=policies,
             rng=Random(seed),  # noqa: S311 - drawn for load spreading and for replay, not for secrets
-            waits=self._lines.__contains__,
         )
         self._calls: dict[str, Tracked] = {}
         self._retries = dict.fromkeys(pools, RETRY_FIRST)
@@ -123,8 +124,9 @@ class Dispatcher:
                 touched = self._left(event, now, out)
             case _:
                 touched = self._fleet_event(event, now, out)
-        for group in dict.fromkeys(self._groups[pool] for pool in touched):
-            self._serve(group, now, out)
+        while touched:
+            groups_touched = dict.fromkeys(self._groups[pool] for pool in touched)
+            touched = [pool for group in groups_touched for pool in self._serve(group, now, out)]
         for action in out:
             if isinstance(action, Retire):
                 self.prefixes.drop_engine(action.engine)
@@ -250,7 +252,9 @@ class Dispatcher:
             touched = (*touched, *self._refuse(tracked, event.trouble, None if event.final else 1.0, now, out))
         else:
             self._retries[pool] -= 1.0
-            touched = (*touched, *self._wait_or_give_up(tracked.entry, now, out))
+            waits = self._untried(tracked.entry, now)
+            more = self._lines.push([tracked.entry], now) if waits else self._give_up(tracked.entry, now, out)
+            touched = (*touched, *more)
         self._plan_wake(now, out)
         return touched
 
@@ -323,51 +327,17 @@ class Dispatcher:
 
     # --- queues -----------------------------------------------------------------------------------------------
 
-    def _serve(self, group: Sequence[str], now: float, out: list[Action]) -> None:
-        """Start the best waiting calls of pools that share engines, until none of them can be placed.
-
-        A call that finds no room keeps the engines that it could use: no call behind it gets them, or a large
-        one would wait for ever. One that has failed elsewhere keeps fewer, so those behind it may pass.
-        """
-        kept: set[str] = set()
-        if not self.fleet.has_room(group, kept, now):
-            return
-        queues = [queue for pool in group for queue in self._lines.of(pool)]
-        heads = [(head.place(), queue) for queue in queues if (head := queue.head(now)) is not None]
-        heapq.heapify(heads)
+    def _serve(self, group: Sequence[str], now: float, out: list[Action]) -> Sequence[str]:
+        """Start what can start in pools that share engines; returns the pools that something changed for besides."""
         passed: list[Waiting] = []
-        while heads:
-            queue = heapq.heappop(heads)[1]
-            head = queue.head(now)
-            assert head is not None
-            policies = self._policies[head.call.pool]
-            choice, asked = self._floor.place(
-                head,
-                self.fleet.serving(head.call.pool),
-                kept=kept,
-                routing=policies.routing,
-                borrowing=policies.borrowing,
-                now=now,
-            )
-            if choice is not None:
-                self._start(head, choice, now, out)
-            else:
-                kept.update(name for name in asked if name not in head.tried)
-                if head.tried:
-                    self._lines.take(head)
-                    passed.append(head)
-            if not self.fleet.has_room(group, kept, now):
-                break
-            following = queue.head(now)
-            if following is not None and following is not head:
-                heapq.heappush(heads, (following.place(), queue))
-        for entry in passed:
-            self._wait_or_give_up(entry, now, out)
+        for entry, choice in self._floor.starts(group, now, passed):
+            self._start(entry, choice, now, out)
+        refused = [entry for entry in passed if not self._untried(entry, now)]
+        self._lines.push([entry for entry in passed if entry not in refused], now)
+        return [pool for entry in refused for pool in self._give_up(entry, now, out)]
 
-    def _wait_or_give_up(self, entry: Waiting, now: float, out: list[Action]) -> Sequence[str]:
-        """Go on waiting for an engine that has not failed this call yet, as long as there is one."""
-        if self._untried(entry, now):
-            return self._lines.push([entry], now)
+    def _give_up(self, entry: Waiting, now: float, out: list[Action]) -> Sequence[str]:
+        """Every engine that there is has failed the call."""
         tracked = self._calls[entry.call.id]
         return self._refuse(tracked, tracked.trouble, 1.0, now, out)
 
@@ -410,10 +380,7 @@ class Dispatcher:
         """Give back the slot of a running call; returns the pools that may use it now."""
         engine = self._engine_of(tracked)
         assert tracked.attempt is not None
-        slot = engine.give_back(tracked.attempt)
-        assert slot is not None
-        # Its share of the engine's time, were it as crowded all along as in the mean of its beginning and its end.
-        tracked.served += 2.0 * (now - slot.since) / (slot.crowd + len(engine.slots) + 1)
+        tracked.served += engine.give_back(tracked.attempt, now)
         tracked.attempt, tracked.engine = None, ""
         out += self.fleet.settle(engine, now)
         return self.fleet.borrowers[engine.pool]
@@ -447,24 +414,27 @@ class Dispatcher:
             self._wake_at = None
             self._lines.push(self._reviews.held(self.fleet, now), now)
         out += self.fleet.handle(event, now)
-        self._refuse_stranded(now, out)
+        refused = self._refuse_stranded(now, out)
         self._plan_wake(now, out)
-        return pools
+        return (*pools, *refused)
 
-    def _refuse_stranded(self, now: float, out: list[Action]) -> None:
+    def _refuse_stranded(self, now: float, out: list[Action]) -> Sequence[str]:
         """Let go the calls that wait in a pool which has no engine left and gets none."""
+        touched: list[str] = []
         for pool in self._specs:
-            if pool not in self._lines or not self.fleet.stranded(pool):
-                continue
-            for queue in self._lines.of(pool):
-                while (entry := queue.head(now)) is not None:
+            if self._lines.waiting(pool) and self.fleet.stranded(pool):
+                for entry in self._lines.all_of(pool, now):
                     self._lines.take(entry)
-                    self._refuse(self._calls[entry.call.id], "no_engine", 1.0, now, out)
+                    touched += self._refuse(self._calls[entry.call.id], "no_engine", 1.0, now, out)
+        return touched
 
     def _plan_wake(self, now: float, out: list[Action]) -> None:
         """Ask to be woken when the fleet has something to try again; only failures and the fleet's own events
         change when that is."""
-        turns = [self.fleet.next_turn(now), self._reviews.next_at() if self._calls and self._reviews.needed else None]
+        turns = [
+            self.fleet.next_turn(now),
+            self._reviews.next_at(now) if self._calls and self._reviews.needed else None,
+        ]
         at = min((turn for turn in turns if turn is not None), default=None)
         if at is not None and at != self._wake_at:
             out.append(Wake(at=at))

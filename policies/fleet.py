@@ -9,7 +9,7 @@ pauses while launches fail.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.events import Action, Drained, EngineGone, EngineUp, Launch, Reported, Retire, Scaled, Woken
@@ -73,13 +73,14 @@ class Fleet:
             for engine in self.serving(pool)
         )
 
-    def has_room(self, pools: Iterable[str], kept: Container[str], now: float) -> bool:
-        """Whether some engine of these pools may take a call, those left out that are kept for another."""
-        return any(
-            engine.has_room(0) and engine.usable(now) and engine.name not in kept
+    def roomy(self, pools: Iterable[str], now: float) -> list[EngineState]:
+        """The engines of these pools that may take a call."""
+        return [
+            engine
             for pool in pools
             for engine in self._rosters[pool].engines.values()
-        )
+            if engine.has_room(0) and engine.usable(now)
+        ]
 
     def handle(self, event: FleetEvent, now: float) -> list[Action]:
         """Take in what happened to engines, or was ordered."""
@@ -182,6 +183,8 @@ class Fleet:
 
     def settle(self, state: EngineState, now: float) -> list[Action]:
         """End an engine on its way out that has nothing left to do; its place may be wanted for another."""
+        if state.status == "ready":
+            return []
         retired = self._retired(state)
         return retired + self.reconcile(state.pool, now) if retired else []
 

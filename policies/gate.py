@@ -196,6 +196,7 @@ class Gate:
         self._tickets = 0
         self._due: float | None = None
         self._parked = Counter[str]()
+        self._parked_bytes = Counter[str]()
 
     @property
     def always_open(self) -> bool:
@@ -219,6 +220,13 @@ class Gate:
         """How many calls of a pool are parked."""
         return self._parked[pool]
 
+    def parked_bytes(self, pool: str) -> int:
+        """The bytes of their bodies."""
+        return self._parked_bytes[pool]
+
+    def parked_calls(self, pool: str) -> list[Waiting]:
+        return [entry for member in self._members.values() for entry in member.parked if entry.call.pool == pool]
+
     def came(self, key: RunKey, started: float, entry: Waiting, now: float) -> bool:
         """A call wants to queue: True when it may, False when it is parked here."""
         if self._due is None or (now >= self._due and not any(one.open for one in self._members.values())):
@@ -239,15 +247,17 @@ class Gate:
         return True
 
     def went(self, key: RunKey, entry: Waiting | None, *, over: bool, now: float) -> list[Waiting]:
-        """A call has ended or left, its run perhaps with it; returns the calls that may queue now."""
+        """A call has ended or left, its run perhaps with it; returns the calls that may queue now. `entry` is None
+        for a call that never came here."""
         member = self._members.get(key)
         if member is None:
             return []
-        member.open -= 1
-        member.seen = now
-        if entry is not None and entry in member.parked:
-            member.parked.remove(entry)
-            self._parked[entry.call.pool] -= 1
+        if entry is not None:
+            member.open -= 1
+            member.seen = now
+            if entry in member.parked:
+                member.parked.remove(entry)
+                self._count(entry, -1)
         if over and not member.open:
             self._drop(key)
             return self._restored(now)
@@ -284,14 +294,19 @@ class Gate:
     def _let_go(self, member: Member) -> list[Waiting]:
         self._active[member.key] = member
         released, member.parked = member.parked, []
-        self._parked.subtract(entry.call.pool for entry in released)
+        for entry in released:
+            self._count(entry, -1)
         return released
+
+    def _count(self, entry: Waiting, sign: int) -> None:
+        self._parked[entry.call.pool] += sign
+        self._parked_bytes[entry.call.pool] += sign * entry.call.body_bytes
 
     def _park(self, member: Member, entry: Waiting) -> None:
         """Park a call; its run stands in line by its turn. Places of runs that left stay until they surface, or
         outnumber the runs."""
         member.parked.append(entry)
-        self._parked[entry.call.pool] += 1
+        self._count(entry, 1)
         turn = self.policy.turn(member)
         if len(member.parked) == 1 or turn != member.turn:
             member.turn = turn

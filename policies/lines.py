@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from policies.calls import Call
 from policies.gate import Gate
 from policies.pool import PoolSpec
 from policies.protocols import Key
-from policies.queue import Renew, StageQueue, StageQueues, Waiting
+from policies.queue import UNDER_WAY, Renew, StageQueue, StageQueues, Waiting
 from policies.runs import Run
 
 
@@ -29,14 +29,16 @@ class Lines:
         return len(self._queues[pool]) + self._gate.parked(pool)
 
     def waiting_bytes(self, pool: str) -> int:
-        return self._queues[pool].body_bytes
+        return self._queues[pool].body_bytes + self._gate.parked_bytes(pool)
 
     def by_stage(self, pool: str) -> dict[str, int]:
         return self._queues[pool].by_stage()
 
     def full(self, call: Call) -> bool:
-        """Whether even a call of a run under way finds no place."""
-        return self._queues[call.pool].beyond(self._specs[call.pool], call)
+        """Whether even a run under way can find no place: at UNDER_WAY times the bound that new runs meet."""
+        spec, calls, held = self._specs[call.pool], self.waiting(call.pool), self.waiting_bytes(call.pool)
+        most_calls, most_bytes = UNDER_WAY * spec.queue_calls, UNDER_WAY * spec.queue_bytes
+        return calls >= most_calls or (calls > 0 and held + call.body_bytes > most_bytes)
 
     def of(self, pool: str) -> list[StageQueue]:
         return self._queues[pool].lines()
@@ -50,9 +52,17 @@ class Lines:
 
     def ended(self, entry: Waiting | None, run: Run, now: float, *, over: bool) -> Sequence[str]:
         """A call that had come is gone, its run perhaps with it: parked ones may take its place."""
-        if entry is None or entry.call.kind != "llm" or self._gate.always_open:
+        if self._gate.always_open:
             return ()
-        return self.push(self._gate.went(run.key, entry, over=over, now=now), now)
+        known = entry if entry is not None and entry.call.kind == "llm" else None
+        return self.push(self._gate.went(run.key, known, over=over, now=now), now)
+
+    def all_of(self, pool: str, now: float) -> Iterator[Waiting]:
+        """All calls that wait in a pool, the parked ones at last; each may be taken out as it comes."""
+        for queue in self.of(pool):
+            while (entry := queue.head(now)) is not None:
+                yield entry
+        yield from self._gate.parked_calls(pool)
 
     def push(self, entries: Iterable[Waiting], now: float) -> Sequence[str]:
         """Calls that are not queued stand in their queues from now on."""

@@ -19,6 +19,8 @@ EJECT_AFTER = 3
 EJECT_FIRST, EJECT_LONGEST = 1.0, 60.0
 """Seconds that an engine stays out: doubling from the first to the longest while it keeps failing."""
 
+DECODE_WEIGHT = 4.0
+"""A token to be written costs an engine about as much as this many prompt tokens (tail-aware release, 2609.10964)."""
 INFLOW_MEMORY = 20.0
 """Seconds over which an engine's inflow of prompts is averaged."""
 
@@ -76,6 +78,7 @@ class Slot:
     borrowed: bool = False
     urgency: float = 1.0
     crowd: int = 1
+    shares: float = 0.0
     ahead: float = 0.0
     computed: float = 0.0
     pressure: float = 0.0
@@ -127,7 +130,8 @@ class EngineState:
     computed from prompts, `on_loan` the part that is other pools'. `fresh` tokens of KV memory its calls add to what
     was there, and lose `urgency` by a second of delay, all together. `pace` is its pool's. `inflow` is how many
     prompt tokens it was given of late, those of INFLOW_MEMORY seconds ago counting a third, as of `inflow_at`.
-    `for_good` marks one that was told to go, as against one that its pool can spare for now.
+    `shares` counts its seconds, each divided by the calls that shared it, as of `shares_at`. `for_good` marks one
+    that was told to go, as against one that its pool can spare for now.
     """
 
     name: str
@@ -142,6 +146,8 @@ class EngineState:
     fresh: float = 0.0
     urgency: float = 0.0
     pace: Pace = field(default_factory=Pace)
+    shares: float = 0.0
+    shares_at: float = 0.0
     inflow: float = 0.0
     inflow_at: float = 0.0
     kv_use: float = 0.0
@@ -195,6 +201,7 @@ class EngineState:
 
     def take(self, slot: Slot, order: int) -> None:
         now = slot.since
+        slot.shares = self._shared(now)
         slot.ahead, slot.computed, slot.pressure = self.prefill, slot.prefill, self.pressure(now)
         self.slots[slot.attempt] = slot
         slot.crowd = len(self.slots)
@@ -203,13 +210,14 @@ class EngineState:
         self.inflow_at = now
         self._account(slot, 1)
 
-    def give_back(self, attempt: int) -> Slot | None:
-        slot = self.slots.pop(attempt, None)
-        if slot is not None:
-            self._account(slot, -1)
-            if not self.slots:  # what rounding has left
-                self.work = self.prefill = self.on_loan = self.fresh = self.urgency = 0.0
-        return slot
+    def give_back(self, attempt: int, now: float) -> float:
+        """An attempt is over; returns its share of the engine's time, in seconds."""
+        served = self._shared(now)
+        slot = self.slots.pop(attempt)
+        self._account(slot, -1)
+        if not self.slots:  # what rounding has left
+            self.work = self.prefill = self.on_loan = self.fresh = self.urgency = 0.0
+        return served - slot.shares
 
     def prefilled(self, attempt: int) -> None:
         """The attempt's prefill is done: only its decode stays committed."""
@@ -228,6 +236,13 @@ class EngineState:
             crowd=(slot.crowd + len(self.slots) + 1) / 2,
             pressure=(slot.pressure + self.pressure(now)) / 2,
         )
+
+    def _shared(self, now: float) -> float:
+        """How many seconds a call would have had that had run here all along: each second is shared by all calls."""
+        if self.slots:
+            self.shares += (now - self.shares_at) / len(self.slots)
+        self.shares_at = now
+        return self.shares
 
     def _account(self, slot: Slot, sign: int) -> None:
         self.work += sign * slot.work

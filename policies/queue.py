@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from policies.calls import Call, Estimate
-from policies.pool import PoolSpec
 from policies.protocols import Key
 
 STARVED, LIVE, LOST = 0, 1, 2
@@ -24,11 +23,15 @@ LINES = 64
 """Stages of a pool that have a queue of their own; those beyond share one, as stage names come from clients."""
 
 
+Spot = tuple[int, tuple[float, ...], int]
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
     """One call in a queue. `tried` are the engines that have failed it; `order` breaks ties, first come first.
 
-    `line` is the name of the queue that it stands in: its stage, or '' where that has none of its own.
+    `line` is the name of the queue that it stands in: its stage, or '' where that has none of its own. `spot` is what
+    it is compared by, across queues.
     """
 
     call: Call
@@ -43,12 +46,15 @@ class Waiting:
     stamp: int = 0
     rank: int = LIVE
     queued: bool = False
+    spot: Spot = (LIVE, (), 0)
 
-    def place(self) -> tuple[int, tuple[float, ...], int]:
-        """What it is compared by, across queues."""
-        if self.rank == STARVED and self.key.starve_at is not None:
-            return self.rank, (self.key.starve_at,), self.order
-        return self.rank, self.key.start, self.order
+    def file(self, rank: int) -> None:
+        """Take it for starved, live or lost from now on."""
+        self.rank = rank
+        first = self.key.start
+        if rank == STARVED and self.key.starve_at is not None:
+            first = (self.key.starve_at,)
+        self.spot = rank, first, self.order
 
 
 Renew = Callable[[Waiting, float], Key]
@@ -67,6 +73,7 @@ class StageQueue:
         self._heaps: tuple[list[_Item], list[_Item], list[_Item]] = ([], [], [])
         self._turns: list[tuple[float, int, int, Waiting]] = []
         self._count = 0
+        self._head: Waiting | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -88,6 +95,8 @@ class StageQueue:
         assert entry.queued
         entry.queued = False
         entry.stamp += 1
+        if entry is self._head:
+            self._head = None
         self._count -= 1
         self._compact_if_sparse()
 
@@ -99,7 +108,13 @@ class StageQueue:
 
     def head(self, now: float) -> Waiting | None:
         """The call to serve next; it stays in the queue."""
-        self._advance(now)
+        if self._turns and self._turns[0][0] <= now:
+            self._advance(now)
+        if self._head is None:
+            self._head = self._first()
+        return self._head
+
+    def _first(self) -> Waiting | None:
         for heap in self._heaps:
             while heap:
                 entry = heap[0][3]
@@ -112,9 +127,10 @@ class StageQueue:
         """File a call where it belongs at this moment; a new stamp makes any place void that it had before."""
         starve = math.inf if entry.key.starve_at is None else entry.key.starve_at
         lost = math.inf if entry.key.lost_at is None else entry.key.lost_at
-        entry.rank = STARVED if now >= starve else LOST if now >= lost else LIVE
+        entry.file(STARVED if now >= starve else LOST if now >= lost else LIVE)
         entry.stamp += 1
-        _, start, order = entry.place()
+        self._head = None
+        _, start, order = entry.spot
         heapq.heappush(self._heaps[entry.rank], (start, order, entry.stamp, entry))
         turn = {STARVED: math.inf, LIVE: min(starve, lost), LOST: starve}[entry.rank]
         if entry.rank != STARVED and entry.key.until is not None:
@@ -154,11 +170,6 @@ class StageQueues:
 
     def __len__(self) -> int:
         return self._count
-
-    def beyond(self, spec: PoolSpec, call: Call) -> bool:
-        """Whether even a run under way can find no place: at UNDER_WAY times the bound that new runs meet."""
-        most_calls, most_bytes = UNDER_WAY * spec.queue_calls, UNDER_WAY * spec.queue_bytes
-        return self._count >= most_calls or (self._count > 0 and self.body_bytes + call.body_bytes > most_bytes)
 
     def push(self, entry: Waiting, now: float) -> None:
         """Add a call that is not queued at its stage."""

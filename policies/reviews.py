@@ -43,12 +43,12 @@ class Reviews:
         self._prompt = fade * self._prompt + prompt
         self._cached = fade * self._cached + min(cached, prompt)
 
-    def next_at(self) -> float | None:
-        """When the next review is due."""
+    def next_at(self, now: float) -> float | None:
+        """When the next review is due; at once where it was put off while nothing happened."""
         dues = [*self._due.values()]
         if self._gate.next_review is not None:
             dues.append(self._gate.next_review)
-        return min(dues, default=None)
+        return max(now, min(dues)) if dues else None
 
     def held(self, fleet: Fleet, now: float) -> list[Waiting]:
         """Carry out what is due; returns the calls that the gate lets through."""

@@ -25,6 +25,7 @@ MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":", "-.")
 TARGET = 0.95
 """The share of runs in time that a fleet is usually sized for."""
+GREY = "#777777"
 SETTINGS: Mapping[str, object] = MappingProxyType(
     {
         "font.family": "DejaVu Sans",
@@ -42,12 +43,23 @@ SETTINGS: Mapping[str, object] = MappingProxyType(
     }
 )
 DOTS_PER_INCH = 150
+MINUTES_FROM = 300.0
+"""Seconds from which a time axis is in minutes."""
 SEEDS_FEWEST = 3
 """With two, a confidence interval is as wide as the chart."""
 NOTHING = 0.01
 """Seconds that are as good as none."""
 CURVES_MOST = len(COLOURS)
 """Curves over time cross too often for more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What tells a line from another: no two are alike among the first 196."""
+
+    colour: str
+    marker: str
+    dash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +91,15 @@ class Chart:
         """An entrant's rows by rising load."""
         return sorted((row for row in self.rows if row.entrant == name), key=lambda row: row.rate)
 
-    def look(self, name: str) -> dict[str, object]:
-        """How an entrant's line is drawn: no two alike among the first 28."""
+    def look(self, name: str) -> Look:
+        """How an entrant's line is drawn."""
         number = self.names.index(name)
-        round_ = number // len(COLOURS)
-        return {
-            "color": COLOURS[number % len(COLOURS)],
-            "marker": MARKERS[(number + round_) % len(MARKERS)],
-            "linestyle": DASHES[round_ % len(DASHES)],
-        }
+        turn = number // len(COLOURS)
+        return Look(
+            colour=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[(number + turn) % len(MARKERS)],
+            dash=DASHES[turn % len(DASHES)],
+        )
 
 
 def draw(folder: Path, title: str, findings: Sequence[Finding]) -> list[Path]:
@@ -110,36 +122,31 @@ def attainment(chart: Chart) -> Figure:
     """The share of runs in time against the load, with its confidence interval."""
     figure = _figure(chart, 7.0)
     axes = figure.subplots()
+    percent = PercentFormatter(1.0, decimals=0, symbol=" %")
     if len(chart.rates) == 1:
-        _beside(chart, axes, lambda row: [row.attainment], (lambda row: row.margin) if chart.certain else None)
-        axes.axvline(TARGET, color="#777777", linewidth=1, linestyle=(0, (4, 3)))
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        _beside(chart, axes, lambda row: [row.attainment], margins=chart.certain)
+        axes.axvline(TARGET, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        axes.xaxis.set_major_formatter(percent)
         axes.set_xlabel("runs that met their deadline")
     else:
         for name in chart.names:
-            found = chart.of(name)
-            rates, values = [row.rate for row in found], [row.attainment for row in found]
-            look = chart.look(name)
-            axes.plot(rates, values, label=name, **_line(look))
+            _plot(chart, axes, name, [(row.rate, row.attainment) for row in chart.of(name)])
             if chart.certain:
-                low, high = ([_bounded(row.attainment + sign * row.margin) for row in found] for sign in (-1, 1))
-                axes.fill_between(rates, low, high, color=str(look["color"]), alpha=0.12, linewidth=0)
-        axes.axhline(TARGET, color="#777777", linewidth=1, linestyle=(0, (4, 3)))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+                _margins(chart, axes, name)
+        axes.axhline(TARGET, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        axes.yaxis.set_major_formatter(percent)
         lowest = min(row.attainment for row in chart.rows)
         axes.set_ylim(max(0.0, min(lowest - 0.1, 0.8)), 1.02)
         axes.set_ylabel("runs that met their deadline")
         _against_load(chart, axes)
         _legend(figure, axes)
-    sure = (
-        f"; {'bars' if len(chart.rates) == 1 else 'bands'}: 95 % confidence over the seeds" if chart.certain else ""
-    )
+    sure = "; bars: 95 % confidence over the seeds" if chart.certain else ""
     axes.set_title(f"{chart.title}: SLO attainment{_at(chart)}\n(dashed: {100 * TARGET:.0f} %{sure})")
     return figure
 
 
 def latency(chart: Chart) -> Figure:
-    """The median and the 95th percentile of the seconds that runs take."""
+    """The quantiles of the seconds that runs take."""
     if len(chart.rates) == 1:
         figure = _figure(chart, 7.0)
         axes = figure.subplots()
@@ -150,66 +157,46 @@ def latency(chart: Chart) -> Figure:
         return figure
     figure = _figure(chart, 10.0)
     panels = figure.subplots(1, 2)
-    for axes, what in zip(panels, ("p50", "p95"), strict=True):
+    shown: list[tuple[str, Callable[[Row], float]]] = [("p50", lambda row: row.p50), ("p95", lambda row: row.p95)]
+    for axes, (what, of) in zip(panels, shown, strict=True):
         for name in chart.names:
-            found = [row for row in chart.of(name) if math.isfinite(getattr(row, what))]
-            axes.plot(
-                [row.rate for row in found],
-                [getattr(row, what) for row in found],
-                label=name,
-                **_line(chart.look(name)),
-            )
+            _plot(chart, axes, name, [(row.rate, of(row)) for row in chart.of(name) if math.isfinite(of(row))])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("seconds that a run takes")
-        axes.set_title(f"{what}")
+        axes.set_title(what)
         _against_load(chart, axes)
-    figure.suptitle(
-        f"{chart.title}: run latency (no point where so many runs did not end)", x=0.01, ha="left", fontsize=11
-    )
-    _legend(figure, panels[1])
+    _heading(figure, f"{chart.title}: run latency (no point where so many runs did not end)")
+    _legend(figure, panels[0])
     return figure
 
 
 def kv_use(chart: Chart) -> Figure | None:
     """The share of KV memory that calls hold in each pool, over the time of the first seed's busiest simulation."""
     names, seed = chart.names[:CURVES_MOST], chart.findings[0].seed
-    of_seed = [one for one in chart.findings if one.rate == chart.busiest and one.seed == seed]
-    shown = [one for one in of_seed if one.entrant in names]
+    busiest = [one for one in chart.findings if (one.rate, one.seed) == (chart.busiest, seed)]
+    shown = [one for one in busiest if one.entrant in names]
     pools = list(dict.fromkeys(pool for one in shown for pool, curve in one.kv_use.items() if curve))
     if not pools:
         return None
-    unit, length = (
-        ("minutes", 60) if max(c[-1][0] for one in shown for c in one.kv_use.values() if c) > 300 else ("seconds", 1)
-    )
     across = min(3, len(pools))
     down = math.ceil(len(pools) / across)
     figure = Figure(figsize=(3.6 * across + 2.2, 2.5 * down + 0.8), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    in_minutes = max(one.kv_use[pool][-1][0] for one in shown for pool in pools) > MINUTES_FROM
     for axes, pool in zip(panels.flat, pools, strict=False):
         for one in shown:
+            times = [at / 60 if in_minutes else at for at, _ in one.kv_use[pool]]
             look = chart.look(one.entrant)
-            times, uses = [at / length for at, _ in one.kv_use[pool]], [use for _, use in one.kv_use[pool]]
-            axes.plot(
-                times,
-                uses,
-                label=one.entrant,
-                color=str(look["color"]),
-                linestyle=str(look["linestyle"]),
-                linewidth=1.3,
-            )
+            uses = [use for _, use in one.kv_use[pool]]
+            axes.plot(times, uses, label=one.entrant, color=look.colour, linestyle=look.dash, linewidth=1.3)
         axes.set_title(pool)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     for axes in list(panels.flat)[len(pools) :]:
         axes.set_visible(False)
-    figure.supxlabel(unit, fontsize=10)
+    figure.supxlabel("minutes" if in_minutes else "seconds", fontsize=10)
     figure.supylabel("KV memory held by calls", fontsize=10)
     some = f", the first {CURVES_MOST} contenders" if len(chart.names) > CURVES_MOST else ""
-    figure.suptitle(
-        f"{chart.title}: KV memory by pool, at {chart.busiest:g} runs/s, seed {seed}{some}",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
+    _heading(figure, f"{chart.title}: KV memory by pool, at {chart.busiest:g} runs/s, seed {seed}{some}")
     _legend(figure, panels[0][0])
     return figure
 
@@ -259,20 +246,38 @@ def _figure(chart: Chart, width: float) -> Figure:
     return Figure(figsize=(width, max(3.4, 0.24 * len(chart.names) + 1.6)), layout="constrained")
 
 
-def _line(look: Mapping[str, object]) -> dict[str, object]:
-    return {**look, "markersize": 5, "linewidth": 1.6}
+def _plot(chart: Chart, axes: Axes, name: str, points: Sequence[tuple[float, float]]) -> None:
+    """An entrant's line through its points."""
+    look = chart.look(name)
+    axes.plot(
+        [x for x, _ in points],
+        [y for _, y in points],
+        label=name,
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.dash,
+        markersize=5,
+        linewidth=1.6,
+    )
 
 
-def _beside(
-    chart: Chart, axes: Axes, values: Callable[[Row], list[float]], margin: Callable[[Row], float] | None = None
-) -> None:
+def _margins(chart: Chart, axes: Axes, name: str) -> None:
+    """Confidence intervals, beside each other where a load's would hide each other."""
+    names, span = chart.names, chart.rates[-1] - chart.rates[0]
+    aside = (names.index(name) - (len(names) - 1) / 2) * span * 0.06 / len(names)
+    for row in chart.of(name):
+        low, high = (max(0.0, min(1.0, row.attainment + sign * row.margin)) for sign in (-1, 1))
+        axes.vlines(row.rate + aside, low, high, color=chart.look(name).colour, linewidth=1, alpha=0.6)
+
+
+def _beside(chart: Chart, axes: Axes, values: Callable[[Row], list[float]], *, margins: bool = False) -> None:
     """One line of dots for each entrant: the first filled, the others hollow."""
     found = [chart.of(name)[0] for name in chart.names]
     for y, row in enumerate(found):
-        colour = str(chart.look(row.entrant)["color"])
+        colour = chart.look(row.entrant).colour
         dots = [value for value in values(row) if math.isfinite(value)]
-        if margin is not None:
-            axes.errorbar(dots[0], y, xerr=margin(row), color=colour, capsize=3)
+        if margins:
+            axes.errorbar(dots[0], y, xerr=row.margin, color=colour, capsize=3)
         axes.plot(dots, [y] * len(dots), color=colour, linewidth=1.2)
         axes.plot(dots[:1], [y] * len(dots[:1]), "o", color=colour)
         axes.plot(dots[1:], [y] * len(dots[1:]), "o", color=colour, markerfacecolor="white")
@@ -287,17 +292,17 @@ def _against_load(chart: Chart, axes: Axes) -> None:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """To the right of everything, in the order in which the lines end."""
+    """To the right of everything."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
 
 
+def _heading(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.01, ha="left", fontsize=11)
+
+
 def _at(chart: Chart) -> str:
     return f" at {chart.busiest:g} runs/s" if len(chart.rates) == 1 else ""
-
-
-def _bounded(value: float) -> float:
-    return min(1.0, max(0.0, value)) if not math.isnan(value) else math.nan
 
 
 def _short(value: float) -> str:

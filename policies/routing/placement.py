@@ -1,21 +1,21 @@
-"""Where a waiting call can go now: among the engines with room for its work, the one that the pool's policy picks."""
+"""Which waiting call starts where: the most urgent heads of the queues, each on the engine that its pool's policy
+picks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
-from policies.borrowing import Borrowing
-from policies.pool import EngineState, EngineView
+from policies.catalog import Policies
+from policies.fleet import Fleet
+from policies.lines import Lines
+from policies.pool import DECODE_WEIGHT, EngineState, EngineView
 from policies.protocols import Demand
-from policies.queue import LOST, Waiting
-from policies.routing.pipeline import Pipeline
+from policies.queue import LOST, StageQueue, Waiting
 from policies.routing.prefix import PrefixIndex
 from policies.slack import urgency
-
-DECODE_WEIGHT = 4.0
-"""A token to be written costs an engine about as much as this many prompt tokens (tail-aware release, 2609.10964)."""
 
 
 def work(entry: Waiting, matched: int) -> tuple[float, float]:
@@ -24,44 +24,82 @@ def work(entry: Waiting, matched: int) -> tuple[float, float]:
     return float(prefill), DECODE_WEIGHT * entry.estimate.output_tokens[0]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Floor:
-    """What all placements have in common: what engines hold, chance, and whether calls of a pool wait."""
+    """Brings calls and engines together. Takes no decision of its own but the order of the steps."""
 
-    prefixes: PrefixIndex
-    rng: Random
-    waits: Callable[[str], bool]
+    def __init__(
+        self, *, fleet: Fleet, lines: Lines, prefixes: PrefixIndex, policies: Mapping[str, Policies], rng: Random
+    ) -> None:
+        self._fleet = fleet
+        self._lines = lines
+        self._prefixes = prefixes
+        self._policies = policies
+        self._rng = rng
 
-    def place(
-        self,
-        entry: Waiting,
-        engines: Sequence[EngineState],
-        *,
-        kept: Container[str],
-        routing: Pipeline,
-        borrowing: Borrowing,
-        now: float,
-    ) -> tuple[EngineView | None, Sequence[str]]:
-        """The engine that takes the call, None where none can; and the engines that it could use, had they room.
+    def starts(self, group: Sequence[str], now: float, passed: list[Waiting]) -> Iterator[tuple[Waiting, EngineView]]:
+        """The calls of pools that share engines that can start, each with its engine, until no more can be placed.
 
-        `kept` are the engines that better calls wait for. An engine of another pool counts only while it is lent.
+        Whoever iterates starts each at once. A call that finds no room keeps the engines that it could use: no call
+        behind it gets them, or a large one would wait for ever. One that has failed elsewhere keeps fewer, so those
+        behind it may pass; it is taken out of its queue and put into `passed`. A guest whom an engine was not lent is
+        asked again when a call has started since: perhaps nobody waits for that engine any more.
         """
-        call = entry.call
-        free = [one for one in engines if one.name not in kept and one.has_room(0) and one.usable(now)]
-        if not free:
-            return None, [one.name for one in engines if one.pool == call.pool or not borrowing.gated]
-        matched = self.prefixes.matches(call.prefix, [engine.name for engine in free])
+        again = True
+        while again:
+            again = False
+            guest_waits = False
+            for entry, choice, shut_out in self._pass(group, now, passed):
+                if choice is None:
+                    guest_waits = guest_waits or shut_out
+                else:
+                    again = again or guest_waits
+                    yield entry, choice
+
+    def _pass(
+        self, group: Sequence[str], now: float, passed: list[Waiting]
+    ) -> Iterator[tuple[Waiting, EngineView | None, bool]]:
+        free = self._fleet.roomy(group, now)
+        heads = [] if not free else [(head.spot, queue) for queue in self._queues(group) if (head := queue.head(now))]
+        heapq.heapify(heads)
+        while heads and free:
+            queue = heapq.heappop(heads)[1]
+            head = queue.head(now)
+            assert head is not None
+            choice, asked = self._place(head, free, now)
+            yield head, choice, len(asked) < len(free)
+            if choice is None:
+                free = [engine for engine in free if engine.name not in asked or engine.name in head.tried]
+                if head.tried:
+                    self._lines.take(head)
+                    passed.append(head)
+            else:
+                free = [engine for engine in free if engine.has_room(0)]
+            following = queue.head(now)
+            if following is not None and following is not head:
+                heapq.heappush(heads, (following.spot, queue))
+
+    def _queues(self, group: Sequence[str]) -> Iterator[StageQueue]:
+        for pool in group:
+            yield from self._lines.of(pool)
+
+    def _place(
+        self, entry: Waiting, free: Sequence[EngineState], now: float
+    ) -> tuple[EngineView | None, Sequence[str]]:
+        """The engine that takes the call, None where none can; and which of the free ones it may ask at all: those of
+        its own pool, and those of other pools that are lent to it."""
+        call, policies = entry.call, self._policies[entry.call.pool]
+        near = [engine for engine in free if call.pool in self._fleet.borrowers[engine.pool]]
+        matched = self._prefixes.matches(call.prefix, [engine.name for engine in near])
         views, asked = [], []
-        for engine in free:
-            view = engine.view(
-                now,
-                matched=matched[engine.name],
-                tried=engine.name in entry.tried,
-                hot=self.prefixes.hot(engine.name),
-            )
-            if engine.pool != call.pool and not borrowing.lends(call, entry.estimate, view, self.waits(engine.pool)):
+        for engine in near:
+            name = engine.name
+            hot = self._prefixes.hot(name)
+            view = engine.view(now, matched=matched[name], tried=name in entry.tried, hot=hot)
+            if engine.pool != call.pool and not policies.borrowing.lends(
+                call, entry.estimate, view, engine.pool in self._lines
+            ):
                 continue
-            asked.append(engine.name)
+            asked.append(name)
             if engine.has_room(sum(work(entry, view.matched))):
                 views.append(view)
         demand = Demand(
@@ -70,7 +108,4 @@ class Floor:
             urgency=urgency(entry.deadline, entry.estimate, now),
             lost=entry.rank == LOST,
         )
-        choice = routing.choose(demand, views, self.rng)
-        if choice is None:
-            asked = [one.name for one in engines if one.pool == call.pool or not borrowing.gated] + asked
-        return choice, asked
+        return policies.routing.choose(demand, views, self._rng), asked

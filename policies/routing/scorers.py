@@ -61,7 +61,9 @@ class LeastDelay:
         evicted = 0.0 if memory is None else max(0.0, engine.footprint + missing + demand.output - memory)
         away = 0.0 if engine.pool == call.pool else self.away
         wasted = self.waste * pace.prefill * missing * crowd
-        return demand.urgency * (own + away) + self.others * (engine.urgency * taken + pace.prefill * evicted) + wasted
+        return (
+            demand.urgency * (own + away) + self.others * (engine.urgency * taken + pace.prefill * evicted) + wasted
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,7 +173,6 @@ def test_wake_ups_for_reviews_are_asked_for_only_while_calls_are_open() -> None:
 
 
 @pytest.mark.parametrize("kind", ["recalled", "tool"])
-@pytest.mark.xfail(strict=True, reason="the gate hears only of the ends of calls that came to it")
 def test_a_run_that_ends_by_a_call_that_the_gate_never_saw_frees_its_place(kind: str) -> None:
     desk = a_desk([ROOMY, a_pool("sql", kind="sql")], gate=ONE_RUN)
     first = started(desk, a_call("first", run="r"))
@@ -188,7 +187,6 @@ def test_a_run_that_ends_by_a_call_that_the_gate_never_saw_frees_its_place(kind:
         assert names(desk.tell(event, Start)) == ["parked"]
 
 
-@pytest.mark.xfail(strict=True, reason="only calls in a queue are let go, not the parked ones")
 def test_calls_that_are_parked_when_the_last_engine_goes_are_let_go() -> None:
     desk = a_desk([a_pool(sequences=8, minimum=0)], gate=ONE_RUN)
     started(desk, a_call("first"))
@@ -197,7 +195,6 @@ def test_calls_that_are_parked_when_the_last_engine_goes_are_let_go() -> None:
     assert (refused.call, refused.reason) == ("parked", "no_engine")
 
 
-@pytest.mark.xfail(strict=True, reason="the bounds of a queue do not count what is parked, in calls or in bytes")
 @pytest.mark.parametrize("bound", ["calls", "bytes"])
 def test_even_a_parked_run_finds_an_end_to_the_queue(bound: str) -> None:
     pool = a_pool(sequences=8, queue_calls=1) if bound == "calls" else a_pool(sequences=8, queue_bytes=100)
@@ -208,7 +205,6 @@ def test_even_a_parked_run_finds_an_end_to_the_queue(bound: str) -> None:
     assert isinstance(said[-1], Refused)
 
 
-@pytest.mark.xfail(strict=True, reason="pools that a refusal inside of serving touches are not served")
 def test_a_parked_call_starts_when_the_run_before_it_is_refused_after_a_failure() -> None:
     desk = a_desk([a_pool(start=2, maximum=2)], gate=ONE_RUN)
     first = started(desk, a_call("first", final=True))
@@ -220,7 +216,6 @@ def test_a_parked_call_starts_when_the_run_before_it_is_refused_after_a_failure(
     assert [action.call for action in actions if isinstance(action, Start)] == ["parked"]
 
 
-@pytest.mark.xfail(strict=True, reason="a review that fell due while no call was open asks for a wake-up in the past")
 def test_no_wake_up_is_asked_for_in_the_past() -> None:
     desk = a_desk([ROOMY], policies=dataclasses.replace(FCFS, budget=Named(name="adaptive")))
     desk.now = 1000.0
@@ -341,7 +336,6 @@ def test_what_failed_attempts_took_is_on_the_account_too() -> None:
     assert desk.dispatcher.tenants.had("a") == 5.0
 
 
-@pytest.mark.xfail(strict=True, reason="the share of the engine's time is taken from two moments, not from all")
 @pytest.mark.parametrize("seed", range(3))
 def test_all_accounts_together_are_the_time_that_the_engine_was_busy(seed: int) -> None:
     desk, rng = a_desk([a_pool(sequences=6)]), Random(seed)
@@ -445,7 +439,6 @@ def test_a_guest_that_is_not_lent_an_engine_does_not_keep_it_from_others() -> No
     assert started(desk, owner("own")).engine == "owner/0"
 
 
-@pytest.mark.xfail(strict=True, reason="a guest that was passed over is not looked at again when its obstacle starts")
 def test_a_guest_gets_what_the_owners_calls_leave_of_a_new_engine_at_once() -> None:
     desk = lending_desk(seats=4)
     started(desk, guest("at home"))

@@ -66,7 +66,7 @@ def test_scaling_down_ends_idle_engines_at_once_and_busy_ones_when_they_are_empt
     occupy(fleet, "p/1", 10.0)
     assert names(fleet.scaled("p", 1, 0.0), Retire) == ["p/2"]
     assert statuses(fleet) == {"p/0": "ready", "p/1": "draining"}
-    engine(fleet, "p/1").give_back(1)
+    engine(fleet, "p/1").give_back(1, 0.0)
     assert fleet.settle(engine(fleet, "p/1"), 0.0) == [Retire(pool="p", engine="p/1")]
     assert statuses(fleet) == {"p/0": "ready"}
 
@@ -127,7 +127,7 @@ def test_an_engine_on_its_way_out_holds_its_place_until_it_has_gone() -> None:
     occupy(fleet, "p/0")
     fleet.drained("p/0", 0.0)
     assert fleet.scaled("p", 1, 0.0) == []
-    engine(fleet, "p/0").give_back(1)
+    engine(fleet, "p/0").give_back(1, 0.0)
     expected: list[Action] = [Retire(pool="p", engine="p/0"), Launch(pool="p", engine="p/1")]
     assert fleet.settle(engine(fleet, "p/0"), 0.0) == expected
 
@@ -170,7 +170,7 @@ def test_a_lost_engine_is_forgotten_when_the_last_of_its_calls_has_been_heard_of
     assert fleet.drained("p/0", 0.0) == []
     fleet.up(EngineUp(engine="p/0", limits=LIMITS))
     assert statuses(fleet)["p/0"] == "gone"
-    engine(fleet, "p/0").give_back(1)
+    engine(fleet, "p/0").give_back(1, 0.0)
     assert fleet.settle(engine(fleet, "p/0"), 0.0) == [Retire(pool="p", engine="p/0")]
 
 
@@ -314,10 +314,9 @@ def test_a_slot_given_back_gives_its_work_back() -> None:
     state.prefilled(2)
     state.prefilled(99)
     assert state.work == 20.0
-    assert state.give_back(99) is None
-    state.give_back(1)
+    state.give_back(1, 0.0)
     assert state.work == 5.0
-    state.give_back(2)
+    state.give_back(2, 0.0)
     assert state.work == 0.0
 
 
