@@ -57,6 +57,11 @@ class Access:
         return not self._callers
 
     @property
+    def tenants(self) -> frozenset[str]:
+        """Everybody whom calls can belong to."""
+        return frozenset(caller.tenant for caller in self._callers.values() or (self._anybody,))
+
+    @property
     def has_admin(self) -> bool:
         """Whether there is an admin API at all."""
         return bool(self._admin)

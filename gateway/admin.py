@@ -6,7 +6,9 @@ It feeds events and reads views; it edits no state. Without a configured token n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import heapq
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -19,12 +21,13 @@ from gateway.monitor import Monitor
 from gateway.openai.errors import ApiError, bad_request, not_found
 from gateway.runtime import Runtime
 from policies.events import Drained, Scaled
-from policies.pool import EngineState
+from policies.pool import UNLIMITED, EngineState
 from policies.profile import Measure
 from policies.profiles import StageView
 from policies.transitions import OVER
 
 RUNS_SHOWN = 1000
+TENANTS_SHOWN = 100
 Json = dict[str, Any]
 
 
@@ -48,6 +51,7 @@ class AdminApi:
             ("POST", "/admin/engines/{pool}/{number}/drain", self._drain),
             ("GET", "/admin/runs", self._runs),
             ("GET", "/admin/profiles", self._profiles),
+            ("GET", "/admin/tenants", self._tenants),
         ]
         return [Route(path, self._guarded(serve), methods=[method]) for method, path, serve in table]
 
@@ -64,7 +68,15 @@ class AdminApi:
         return endpoint
 
     async def _pools(self, request: Request) -> Json:
-        return {"pools": [self._told(name) for name in self._runtime.pools]}
+        gate = self._runtime.dispatcher.gate
+        return {
+            "pools": [self._told(name) for name in self._runtime.pools],
+            "gate": {
+                "window": gate.window if math.isfinite(gate.window) else None,
+                "active_runs": gate.active,
+                "parked_calls": sum(gate.parked(pool) for pool in self._runtime.pools),
+            },
+        }
 
     async def _pool(self, request: Request) -> Json:
         return self._told(self._named(request))
@@ -114,6 +126,15 @@ class AdminApi:
     async def _profiles(self, request: Request) -> Json:
         return {"profiles": [_believed(one) for one in self._runtime.dispatcher.profiles.stages()]}
 
+    async def _tenants(self, request: Request) -> Json:
+        accounts = self._runtime.dispatcher.tenants
+        had = {tenant: accounts.had(tenant) for tenant in self._access.tenants}
+        most = heapq.nlargest(TENANTS_SHOWN, had, key=lambda tenant: had[tenant])
+        shown = [
+            {"tenant": one, "engine_s": round(had[one], 3), "ahead_s": round(accounts.lead(one), 3)} for one in most
+        ]
+        return {"total": len(had), "tenants": shown}
+
     def _named(self, request: Request) -> str:
         pool: str = request.path_params["pool"]
         if pool not in self._runtime.pools:
@@ -133,25 +154,45 @@ class AdminApi:
             "waiting": view.waiting,
             "waiting_bytes": view.waiting_bytes,
             "waiting_by_stage": dispatcher.waiting_by_stage(pool),
+            "parked": dispatcher.gate.parked(pool),
             "running": view.running,
             "mean_service_s": round(view.mean_service, 4),
+            "pace": _pace(dispatcher.fleet.of(pool)) if spec.kind == "llm" else None,
             "engines": [self._engine(state) for state in dispatcher.fleet.of(pool)],
         }
 
     def _engine(self, state: EngineState) -> Json:
         report = self._monitor.reports.get(state.name)
-        ejected = state.ejected_until - self._runtime.now()
+        now, prefixes = self._runtime.now(), self._runtime.dispatcher.prefixes
         return {
             "name": state.name,
             "pool": state.pool,
-            "state": "ejected" if ejected > 0 else state.status,
+            "state": "ejected" if state.ejected_until > now else state.status,
             "running": len(state.slots),
             "queued": report.waiting if report is not None else 0,
             "committed_work": state.work,
+            "budget": budget if (budget := min(state.budget, state.limits.work)) < UNLIMITED else None,
+            "on_loan": state.on_loan,
+            "prefill": state.prefill,
+            "urgency": round(state.urgency, 4),
+            "pressure": round(state.pressure(now), 4),
             "kv_use": state.kv_use,
-            "prefix_blocks": self._runtime.dispatcher.prefixes.blocks(state.name),
+            "prefix_tokens": prefixes.resident(state.name),
+            "prefix_tokens_hot": prefixes.hot(state.name),
             "counters": dict(report.counters) if report is not None else {},
         }
+
+
+def _pace(engines: Sequence[EngineState]) -> Json | None:
+    """How fast the engines of a pool are, as calls have shown; None while it has no engine to ask."""
+    if not engines:
+        return None
+    pace = engines[0].pace
+    return {
+        "prefill_tokens_per_s": round(1.0 / pace.prefill, 1) if pace.prefill else None,
+        "step_ms": round(1000.0 * pace.decode(1.0, 1.0, 0.0), 4),
+        "step_ms_per_sequence": round(1000.0 * pace.sequence, 4),
+    }
 
 
 def _believed(one: StageView) -> Json:

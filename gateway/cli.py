@@ -17,10 +17,10 @@ import uvloop
 from gateway.blueprints import blueprint, complaint
 from gateway.compose import compose
 from gateway.config import ConfigError, Override, load
-from gateway.incident import retold
-from gateway.journal import JournalError
 from gateway.listening import bound, server
+from gateway.retelling import retell
 from gateway.settings import Config, DuckDb, PoolPolicies
+from gateway.whatif import assigned
 from gateway.yamlfile import spelled
 from simulator import command
 from simulator.campaign import Entrant
@@ -72,14 +72,23 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs workloads through the gateway's scheduler in virtual time, under several policies.",
     )
     simulate.add_argument(
-        "--config", type=Path, action="append", default=[], metavar="FILE", help="run this configuration's policies too"
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="run this configuration's policies too",
     )
     add_options(simulate)
     simulate.set_defaults(run=_simulate)
     replay = commands.add_parser("replay", help="what happened, from a gateway's journal", usage=REPLAY_USAGE)
     replay.add_argument("journal", type=Path, metavar="JOURNAL")
     replay.add_argument(
-        "--set", action="append", default=[], metavar="SLOT=POLICY", help="where other policies would have acted otherwise"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SLOT=POLICY",
+        help="where other policies would have acted otherwise",
     )
     replay.set_defaults(run=_replay)
     return parser
@@ -157,7 +166,9 @@ def _entrant(path: Path) -> Entrant:
     own = {name for name, pool in config.pools.items() if pool.policies != PoolPolicies()}
     everywhere = config.model_copy(
         update={
-            "pools": {name: pool.model_copy(update={"policies": PoolPolicies()}) for name, pool in config.pools.items()}
+            "pools": {
+                name: pool.model_copy(update={"policies": PoolPolicies()}) for name, pool in config.pools.items()
+            }
         }
     )
     common, exact = blueprint(everywhere), blueprint(config)
@@ -175,12 +186,10 @@ def _entrant(path: Path) -> Entrant:
 
 def _replay(parsed: argparse.Namespace) -> int:
     try:
-        for line in retold(parsed.journal, parsed.set):
-            print(line)
-    except JournalError as error:
+        return retell(parsed.journal, assigned(parsed.set), print)
+    except ValueError as error:
         print(f"cortex replay: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _demo(parsed: argparse.Namespace) -> int:

@@ -46,10 +46,7 @@ def _lending(config: Config) -> Iterator[Fault]:
         own = pool.policies.priority
         others = [one for one in together[name] if config.policies_of(one).priority != own]
         if own is not None and others:
-            message = (
-                f"'{others[0]}' has another one, and in the layout '{layout}' both share engines: give them one "
-                "priority policy, best in policies.priority"
-            )
+            message = f"'{others[0]}' has another, and they share engines (layout: {layout}); set policies.priority"
             yield ("pools", name, "policies", "priority"), message
 
 
@@ -88,7 +85,7 @@ def _pool(config: Config, name: str) -> Iterator[Fault]:
     if pool.kind == "sql" and "concurrency" in pool.model_fields_set:
         yield (*place, "concurrency"), "not for SQL pools: a worker runs one statement at a time"
     yield from _engines(pool, place)
-    for index, other in enumerate(pool.lends_to):
+    for index, other in enumerate(pool.lends_to or ()):
         if complaint := _unusable(config, other, "llm") or _cannot_lend(config, name, other):
             yield (*place, "lends_to", index), complaint
 

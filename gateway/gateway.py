@@ -73,11 +73,25 @@ class Gateway:
             metrics.waiting.labels(name).set(dispatcher.pool_view(name, now).waiting)
             metrics.running.labels(name).set(sum(len(engine.slots) for engine in engines))
             metrics.work.labels(name).set(sum(engine.work for engine in engines))
-        metrics.kv.clear()
-        for engine in dispatcher.fleet:
-            metrics.kv.labels(engine.name).set(engine.kv_use)
+            metrics.gate_parked.labels(name).set(dispatcher.gate.parked(name))
+        self._measure_engines(now)
+        metrics.gate_window.set(dispatcher.gate.window)
+        metrics.gate_active.set(dispatcher.gate.active)
         metrics.runs.set(len(dispatcher.runs))
         metrics.journal.set(self.runtime.journal_dropped)
+
+    def _measure_engines(self, now: float) -> None:
+        """Set the gauges of each engine; the series of those that are gone end."""
+        dispatcher, metrics = self.runtime.dispatcher, self.metrics
+        for gauge in (metrics.kv, metrics.budget, metrics.on_loan, metrics.pressure, metrics.prefix):
+            gauge.clear()
+        for engine in dispatcher.fleet:
+            name = engine.name
+            metrics.kv.labels(name).set(engine.kv_use)
+            metrics.budget.labels(name).set(min(engine.budget, engine.limits.work))
+            metrics.on_loan.labels(name).set(engine.on_loan)
+            metrics.pressure.labels(name).set(engine.pressure(now))
+            metrics.prefix.labels(name).set(dispatcher.prefixes.resident(name))
 
     def _report(self) -> None:
         """Say what is up, and where a client is to be pointed."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from policies import events
 from policies.blueprint import Blueprint
@@ -36,7 +36,17 @@ _EVENTS: Mapping[str, TypeAdapter[Event]] = {
         events.Woken,
     )
 }
-
+_ACTIONS: Mapping[str, TypeAdapter[Action]] = {
+    kind.__name__: TypeAdapter(kind)
+    for kind in (
+        events.Start,
+        events.Refused,
+        events.Abort,
+        events.Launch,
+        events.Retire,
+        events.Wake,
+    )
+}
 _BLUEPRINT: TypeAdapter[Blueprint] = TypeAdapter(Blueprint)
 
 
@@ -127,26 +137,65 @@ def steps(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, raw
 
 
+class JournalError(ValueError):
+    """A file that cannot be replayed; the message begins with its name, and the line where there is one."""
+
+
 def blueprint_of(path: Path) -> Blueprint:
-    """What the journalled dispatcher was made from. Raises ValueError where the header does not hold it."""
+    """What the journalled dispatcher was made from. Raises JournalError, OSError."""
     with path.open("rb") as file:
-        header = orjson.loads(file.readline())
-    if not isinstance(header, dict) or header.get("cortex") != VERSION:
-        raise ValueError(f"{path} is no journal of version {VERSION}")
-    return _BLUEPRINT.validate_python(header.get("blueprint"))
+        first = file.readline()
+    if not first:
+        raise JournalError(f"{path}: is empty")
+    try:
+        header = orjson.loads(first)
+    except orjson.JSONDecodeError:
+        raise JournalError(f"{path}: is no journal of a gateway") from None
+    if not isinstance(header, dict) or "cortex" not in header:
+        raise JournalError(f"{path}: is no journal of a gateway")
+    if header["cortex"] != VERSION:
+        raise JournalError(f"{path}: is a journal of version {header['cortex']}, and version {VERSION} is needed")
+    try:
+        return _BLUEPRINT.validate_python(header.get("blueprint"))
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "blueprint"
+        raise JournalError(f"{path}: its header does not fit this version of the scheduler, at {place}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of a journal: its line, when it was taken, what was heard and what was done."""
+
+    line: int
+    at: float
+    event: Event
+    actions: Sequence[Action]
+
+
+def recorded(path: Path) -> Iterator[Step]:
+    """The journal's steps. Raises JournalError at a line that is none."""
+    for number, raw in steps(path):
+        try:
+            record = orjson.loads(raw)
+            name, fields = record["event"]
+            yield Step(
+                line=number,
+                at=float(record["t"]),
+                event=_EVENTS[name].validate_python(fields),
+                actions=[_ACTIONS[kind].validate_python(given) for kind, given in record["actions"]],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise JournalError(f"{path}:{number}: is no step that this version knows") from error
 
 
 def replay(path: Path, machine: Machine) -> Divergence | None:
     """Feed a journal's events to a fresh machine; None when it takes every decision again as it was taken."""
-    for number, raw in steps(path):
-        record = orjson.loads(raw)
-        name, fields = record["event"]
-        event = _EVENTS[name].validate_python(fields)
-        again = line(event, machine.handle(event, record["t"]), record["t"])
+    for (_, raw), step in zip(steps(path), recorded(path), strict=True):
+        again = line(step.event, machine.handle(step.event, step.at), step.at)
         if again != raw:
             return Divergence(
-                line=number,
-                recorded=orjson.dumps(record["actions"]).decode(),
+                line=step.line,
+                recorded=orjson.dumps(orjson.loads(raw)["actions"]).decode(),
                 replayed=orjson.dumps(orjson.loads(again)["actions"]).decode(),
             )
     return None

@@ -52,6 +52,23 @@ class Metrics:
         self.running = Gauge("cortex_running_calls", "Calls in a pool's engines.", ["pool"], registry=own)
         self.work = Gauge("cortex_committed_work_tokens", "Committed work of a pool.", ["pool"], registry=own)
         self.kv = Gauge("cortex_engine_kv_use_ratio", "KV in use, as the engine says.", ["engine"], registry=own)
+        self.budget = Gauge(
+            "cortex_engine_budget_tokens", "Committed work that an engine may hold.", ["engine"], registry=own
+        )
+        self.on_loan = Gauge(
+            "cortex_engine_on_loan_tokens", "Committed work of other pools' calls.", ["engine"], registry=own
+        )
+        self.pressure = Gauge(
+            "cortex_engine_pressure_ratio", "Share of an engine's time for prompts.", ["engine"], registry=own
+        )
+        self.prefix = Gauge(
+            "cortex_engine_prefix_tokens", "Tokens that an engine is believed to hold.", ["engine"], registry=own
+        )
+        self.gate_window = Gauge(
+            "cortex_gate_window", "Runs that may be under way; tokens of their contexts (pause_restore).", registry=own
+        )
+        self.gate_active = Gauge("cortex_gate_active", "Runs that the gate has let through.", registry=own)
+        self.gate_parked = Gauge("cortex_gate_parked", "Calls parked with their runs.", ["pool"], registry=own)
         self.runs = Gauge("cortex_runs", "Runs that are kept track of.", registry=own)
         self.journal = Gauge("cortex_journal_dropped", "Journal steps that were not written.", registry=own)
 

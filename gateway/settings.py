@@ -225,7 +225,7 @@ class Pool(Part):
     backend: Backend
     engines: Engines = Field(default_factory=Engines, validate_default=True)
     concurrency: Concurrency = Field(default_factory=Concurrency, validate_default=True)
-    lends_to: List[Text] = ()
+    lends_to: List[Text] | None = None
     policies: PoolPolicies = Field(default_factory=PoolPolicies)
 
     @property
@@ -341,13 +341,14 @@ class Config(Part):
 
     def lends(self, lender: str, borrower: str) -> bool:
         """Whether the engines of one pool may serve the calls of another: a pool's own, and beyond them, unless the
-        layout is isolated, those of the same model. `lends_to` leaves only the pools that it names."""
+        layout is isolated, those of the same model, or as many of them as `lends_to` names."""
         if lender == borrower:
             return True
         pools: Mapping[str, Pool] = self.pools
         one, other = pools[lender], pools[borrower]
         same = one.kind == other.kind == "llm" and one.model == other.model
-        return same and self.policies.layout != "isolated" and (not one.lends_to or borrower in one.lends_to)
+        named = one.lends_to is None or borrower in one.lends_to
+        return self.policies.layout != "isolated" and same and named
 
     def policies_of(self, pool: str) -> PoolPolicies:
         """A pool's policies: its own, and those of all pools where it names none."""

@@ -327,7 +327,7 @@ class Dispatcher:
 
     # --- queues -----------------------------------------------------------------------------------------------
 
-    def _serve(self, group: Sequence[str], now: float, out: list[Action]) -> Sequence[str]:
+    def _serve(self, group: tuple[str, ...], now: float, out: list[Action]) -> Sequence[str]:
         """Start what can start in pools that share engines; returns the pools that something changed for besides."""
         passed: list[Waiting] = []
         for entry, choice in self._floor.starts(group, now, passed):

@@ -9,7 +9,7 @@ pauses while launches fail.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.events import Action, Drained, EngineGone, EngineUp, Launch, Reported, Retire, Scaled, Woken
@@ -43,6 +43,7 @@ class Fleet:
         self._engines: dict[str, EngineState] = {}
         self._lenders = {name: spec.lenders or (name,) for name, spec in specs.items()}
         self._serving: dict[str, list[EngineState]] = {}
+        self._together: dict[tuple[str, ...], list[EngineState]] = {}
         self.borrowers = lending(specs)
 
     def __iter__(self) -> Iterator[EngineState]:
@@ -73,14 +74,15 @@ class Fleet:
             for engine in self.serving(pool)
         )
 
-    def roomy(self, pools: Iterable[str], now: float) -> list[EngineState]:
+    def roomy(self, pools: tuple[str, ...], now: float) -> list[EngineState]:
         """The engines of these pools that may take a call."""
-        return [
-            engine
-            for pool in pools
-            for engine in self._rosters[pool].engines.values()
-            if engine.has_room(0) and engine.usable(now)
-        ]
+        engines = self._together.get(pools)
+        if engines is None:
+            engines = [engine for pool in pools for engine in self._rosters[pool].engines.values()]
+            self._together[pools] = engines
+        # Under load nearly all are full: what tells that comes first.
+        seated = [engine for engine in engines if len(engine.slots) < engine.limits.sequences]
+        return [engine for engine in seated if engine.has_room(0) and engine.usable(now)]
 
     def handle(self, event: FleetEvent, now: float) -> list[Action]:
         """Take in what happened to engines, or was ordered."""
@@ -194,6 +196,7 @@ class Fleet:
         del self._engines[state.name]
         del self._rosters[state.pool].engines[state.name]
         self._serving.clear()
+        self._together.clear()
         return [Retire(pool=state.pool, engine=state.name)]
 
     def woken(self, now: float) -> list[Action]:
@@ -217,6 +220,7 @@ class Fleet:
         state = EngineState(name=name, pool=roster.spec.name, limits=roster.spec.limits, pace=roster.pace)
         self._engines[name] = roster.engines[name] = state
         self._serving.clear()
+        self._together.clear()
         return Launch(pool=roster.spec.name, engine=name)
 
 

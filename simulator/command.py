@@ -48,7 +48,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options, but `--config`."""
     parser.add_argument("--workload", default="nl2sql", metavar="NAME", help=f"{', '.join(RATES)} (default: nl2sql)")
     parser.add_argument("--repairs", type=float, metavar="N", help="nl2sql: mean rounds of revision of a run")
-    parser.add_argument("--sessions", type=Path, metavar="DIR", help="coding: recorded sessions, instead of drawn ones")
+    parser.add_argument(
+        "--sessions", type=Path, metavar="DIR", help="coding: recorded sessions, instead of drawn ones"
+    )
     parser.add_argument("--rates", type=float, nargs="+", metavar="R", help="loads in runs a second")
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="runs of a simulation (200)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="simulations of each load (3)")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from statistics import fmean, stdev
+from typing import Self
 
 from simulator.driver import simulate
 from simulator.lineup import LINEUP, scenario
@@ -64,16 +67,48 @@ def measure(make: Make, cell: Cell, setup: Setup | None = None) -> Measure:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Sustained:
+    """What is known of the highest rate at which a contender keeps a target: at `kept` it does, at `lost` no longer.
+
+    `kept` is 0 where it does not keep the target even at the lowest rate tried, `lost` infinite where it keeps it at
+    the highest.
+    """
+
+    kept: float
+    lost: float
+
+
 class Arena:
-    """Measures cells, each once, in several processes; cells of the same runs go to one of them together."""
+    """Measures cells, each once, in several processes; cells of the same runs go to one of them together.
+
+    Use it as a context manager: it owns its processes. They are started afresh, not forked, so a workload must be one
+    that can be pickled: a function of a module or an instance of its class, not a closure. `heard` is told of each
+    cell as it becomes known.
+    """
 
     def __init__(
         self, workloads: Mapping[str, Make], *, jobs: int, heard: Callable[[Cell], None] | None = None
     ) -> None:
         self._workloads = workloads
-        self._jobs = jobs
         self._heard = heard
+        self._executor: ProcessPoolExecutor | None = None
+        if jobs > 1:
+            # Ctrl-C reaches all processes of a terminal: one of them is to say so.
+            self._executor = ProcessPoolExecutor(
+                jobs,
+                mp_context=get_context("spawn"),
+                initializer=signal.signal,
+                initargs=(signal.SIGINT, signal.SIG_IGN),
+            )
         self.known: dict[Cell, Measure] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
 
     def measure(self, cells: Iterable[Cell]) -> None:
         """Make all of these known."""
@@ -89,17 +124,17 @@ class Arena:
 
     def _carried_out(self, groups: Sequence[list[Cell]]) -> Iterator[list[tuple[Cell, Measure]]]:
         tasks = [(self._workloads[group[0].workload], group) for group in groups]
-        if self._jobs == 1 or len(tasks) < 2:
+        if self._executor is None or len(tasks) < 2:
             yield from map(_group, tasks)
-            return
-        with ProcessPoolExecutor(self._jobs) as executor:
-            yield from executor.map(_group, tasks)
+        else:
+            yield from self._executor.map(_group, tasks)
 
     def values(self, workload: str, rate: float, seeds: Sequence[int], contender: str) -> list[Measure]:
         """What is known of a contender at a load, seed by seed."""
         return [self.known[Cell(workload, rate, seed, contender)] for seed in seeds]
 
     def attainment(self, workload: str, rate: float, seeds: Sequence[int], contender: str) -> float:
+        """The mean over these seeds."""
         return fmean(value.attainment for value in self.values(workload, rate, seeds, contender))
 
     def sustained(
@@ -107,31 +142,36 @@ class Arena:
         workload: str,
         contenders: Sequence[str],
         *,
-        low: float,
-        high: float,
+        rates: Sequence[float],
         seeds: Sequence[int],
         target: float,
-        steps: int = 5,
-    ) -> dict[str, float]:
-        """The highest rate at which each keeps the target, by bisection between `low` and `high` on a logarithmic
-        scale; `low` where it does not keep it even there (0 then), `high` where it keeps it throughout.
+        steps: int,
+    ) -> dict[str, Sustained]:
+        """The highest rate at which each keeps the target attainment in the mean over the seeds.
+
+        Each climbs the `rates`, which ascend, until it loses the target; so many `steps` of bisection on a logarithmic
+        scale then narrow the gap.
         """
-        span = dict.fromkeys(contenders, (low, high))
-        self.measure(
-            Cell(workload, rate, seed, name) for name in contenders for rate in (low, high) for seed in seeds
-        )
-        for name in contenders:
-            if self.attainment(workload, low, seeds, name) < target:
-                span[name] = (0.0, 0.0)
-            elif self.attainment(workload, high, seeds, name) >= target:
-                span[name] = (high, high)
+        found = {name: Sustained(0.0, math.inf) for name in contenders}
+
+        def tried(attempts: Mapping[str, float]) -> list[str]:
+            """Those who keep the target, each at its own rate."""
+            self.measure(Cell(workload, rate, seed, name) for name, rate in attempts.items() for seed in seeds)
+            keeping = []
+            for name, rate in attempts.items():
+                if self.attainment(workload, rate, seeds, name) >= target:
+                    found[name] = replace(found[name], kept=rate)
+                    keeping.append(name)
+                else:
+                    found[name] = replace(found[name], lost=rate)
+            return keeping
+
+        climbing = list(contenders)
+        for rate in rates:
+            climbing = tried(dict.fromkeys(climbing, rate))
         for _ in range(steps):
-            middle = {name: _between(*ends) for name, ends in span.items() if ends[0] < ends[1]}
-            self.measure(Cell(workload, rate, seed, name) for name, rate in middle.items() for seed in seeds)
-            for name, rate in middle.items():
-                keeps = self.attainment(workload, rate, seeds, name) >= target
-                span[name] = (rate, span[name][1]) if keeps else (span[name][0], rate)
-        return {name: ends[0] for name, ends in span.items()}
+            tried({name: _between(ends) for name, ends in found.items() if 0.0 < ends.kept < ends.lost < math.inf})
+        return found
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -141,9 +181,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), STUDENT.get(len(values), 2.0) * stdev(values) / math.sqrt(len(values))
 
 
-def _between(low: float, high: float) -> float:
+def _between(ends: Sustained) -> float:
     """The geometric mean, rounded so that equal loads of different contenders share their runs."""
-    return round(math.sqrt(low * high), 4)
+    return round(math.sqrt(ends.kept * ends.lost), 4)
 
 
 def _group(task: tuple[Make, list[Cell]]) -> list[tuple[Cell, Measure]]:

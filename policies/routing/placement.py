@@ -36,7 +36,9 @@ class Floor:
         self._policies = policies
         self._rng = rng
 
-    def starts(self, group: Sequence[str], now: float, passed: list[Waiting]) -> Iterator[tuple[Waiting, EngineView]]:
+    def starts(
+        self, group: tuple[str, ...], now: float, passed: list[Waiting]
+    ) -> Iterator[tuple[Waiting, EngineView]]:
         """The calls of pools that share engines that can start, each with its engine, until no more can be placed.
 
         Whoever iterates starts each at once. A call that finds no room keeps the engines that it could use: no call
@@ -56,7 +58,7 @@ class Floor:
                     yield entry, choice
 
     def _pass(
-        self, group: Sequence[str], now: float, passed: list[Waiting]
+        self, group: tuple[str, ...], now: float, passed: list[Waiting]
     ) -> Iterator[tuple[Waiting, EngineView | None, bool]]:
         free = self._fleet.roomy(group, now)
         heads = [] if not free else [(head.spot, queue) for queue in self._queues(group) if (head := queue.head(now))]
@@ -78,7 +80,7 @@ class Floor:
             if following is not None and following is not head:
                 heapq.heappush(heads, (following.spot, queue))
 
-    def _queues(self, group: Sequence[str]) -> Iterator[StageQueue]:
+    def _queues(self, group: tuple[str, ...]) -> Iterator[StageQueue]:
         for pool in group:
             yield from self._lines.of(pool)
 
@@ -89,17 +91,22 @@ class Floor:
         its own pool, and those of other pools that are lent to it."""
         call, policies = entry.call, self._policies[entry.call.pool]
         near = [engine for engine in free if call.pool in self._fleet.borrowers[engine.pool]]
-        matched = self._prefixes.matches(call.prefix, [engine.name for engine in near])
-        views, asked = [], []
-        for engine in near:
+        gated = policies.borrowing.gated
+        asked = [engine.name for engine in near if not gated or engine.pool == call.pool]
+        # Even were all of the prompt there, the answer must fit.
+        fitting = [engine for engine in near if engine.has_room(DECODE_WEIGHT * entry.estimate.output_tokens[0])]
+        if not fitting:
+            return None, asked
+        matched = self._prefixes.matches(call.prefix, [engine.name for engine in fitting])
+        views = []
+        for engine in fitting:
             name = engine.name
             hot = self._prefixes.hot(name)
             view = engine.view(now, matched=matched[name], tried=name in entry.tried, hot=hot)
-            if engine.pool != call.pool and not policies.borrowing.lends(
-                call, entry.estimate, view, engine.pool in self._lines
-            ):
-                continue
-            asked.append(name)
+            if gated and engine.pool != call.pool:
+                if not policies.borrowing.lends(call, entry.estimate, view, engine.pool in self._lines):
+                    continue
+                asked.append(name)
             if engine.has_room(sum(work(entry, view.matched))):
                 views.append(view)
         demand = Demand(

@@ -145,7 +145,11 @@ def warehouse(folder: Path, *, workers: int = 1, **more: object) -> dict[str, ob
 async def shop(
     folder: Path, *, tools: str = "pass", visits: int = 3, options: EmulatedOptions = FAST, **more: Any
 ) -> AsyncIterator[Shop]:
-    """Three engines, one SQL worker and the gateway before them; at the end nothing may still be held."""
+    """Three engines, one SQL worker and the gateway before them; at the end nothing may still be held.
+
+    Each stage keeps to its own engine, unless `policies` says otherwise: that is what tests tell stages apart by.
+    """
+    more["policies"] = {"layout": "isolated", **more.get("policies", {})}
     async with AsyncExitStack() as stack:
         engines = {
             stage: await stack.enter_async_context(serve(options, script=knowing(), model=MODEL)) for stage in STAGES

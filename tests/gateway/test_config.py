@@ -257,8 +257,19 @@ MISTAKES = [
     ("{name: fcfs}", "fcfs", "39: policies.priority: must be a mapping with a name, such as {name: ...}, not 'fcfs'"),
     ("{name: fcfs}", "{patience: 3s}", "39: policies.priority: needs a name, as in {name: ...}"),
     ("[{name: free_work, weight: 1}]", "{name: free_work}", "40: policies.scorers: must be a list, not a mapping"),
-    ("policies:\n", "policies:\n  layout: adaptive\n",
-     "39: policies.layout: must be 'isolated' or 'shared', not 'adaptive'"),
+    ("policies:\n", "policies:\n  layout: adaptiv\n",
+     "39: policies.layout: must be 'isolated', 'shared' or 'adaptive', not 'adaptiv'"),
+    ("policies:\n", "policies:\n  layout: isolated\n  borrowing: {name: gated}\n",
+     "40: policies.borrowing: only for layout: adaptive, and it is isolated"),
+    ("policies:\n", "policies:\n  borrowing: {name: always}\n  layout: shared\n",
+     "39: policies.borrowing: only for layout: adaptive, and it is shared"),
+    ("policies:\n", "policies:\n  gate: aimd\n",
+     "39: policies.gate: must be a mapping with a name, such as {name: ...}, not 'aimd'"),
+    *[("    lends_to: [spare]", f"    policies: {{{slot}: {value}}}",
+       f"16: pools.default.policies.{slot}: holds for all pools together; set it in policies")
+      for slot, value in (("gate", "{name: aimd}"), ("borrowing", "{name: gated}"), ("layout", "shared"))],
+    ("    lends_to: [spare]", "    policies: {budgets: {name: fixed}}",
+     "16: pools.default.policies.budgets: no such key (keys: priority, admission, budget, filters, scorers, picker)"),
 ]  # fmt: skip
 
 
@@ -267,13 +278,28 @@ def test_a_mistake_is_named_with_its_line_and_path(load_text: Load, old: str, ne
     assert complaint(load_text, changed(old, new)) == f"config.yaml:{said}"
 
 
-def test_pools_that_share_engines_have_one_priority_policy(load_text: Load) -> None:
-    own = "{name: emulated, num_gpu_blocks: 64}, policies: {priority: {name: edf}}}"
-    text = GOOD.replace("{name: emulated, num_gpu_blocks: 64}}", own)
-    assert load_text(text).pools["spare"].policies.priority is not None
-    shared = text.replace("policies:\n  priority", "policies:\n  layout: shared\n  priority")
-    said = "in a shared layout all pools have the priority policy of policies.priority"
-    assert complaint(load_text, shared) == f"config.yaml:17: pools.spare.policies.priority: {said}"
+@pytest.mark.parametrize("layout", ["", "layout: adaptive", "layout: shared"])
+def test_pools_that_share_engines_have_one_priority_policy(load_text: Load, layout: str) -> None:
+    def ordered(spare: str, large: str = "fcfs", layout: str = layout) -> str:
+        text = changed("num_gpu_blocks: 64}}", f"num_gpu_blocks: 64}}, policies: {{priority: {{name: {spare}}}}}}}")
+        alone = f"backend: {{name: emulated}}, policies: {{priority: {{name: {large}}}}}}}"
+        return text.replace("backend: {name: emulated}}", alone).replace("policies:\n ", f"policies:\n  {layout}\n ")
+
+    assert complaint(load_text, ordered("edf")) == (
+        "config.yaml:17: pools.spare.policies.priority: 'default' has another, and they share engines "
+        f"(layout: {layout.removeprefix('layout: ') or 'adaptive'}); set policies.priority"
+    )
+    for fine in (ordered("fcfs"), ordered("fcfs", "edf"), ordered("edf", layout="layout: isolated")):
+        assert load_text(fine).pools["spare"].policies.priority is not None
+    keeping = ordered("edf").replace("lends_to: [spare]", "lends_to: []")
+    assert "'default' has another" in complaint(load_text, keeping), "it still borrows"
+    load_text(keeping.replace("64}, policies", "64}, lends_to: [], policies"))
+
+
+def test_pools_may_share_a_priority_policy_that_is_not_that_of_all(load_text: Load) -> None:
+    own = "policies: {priority: {name: edf}}"
+    text = changed("    lends_to: [spare]", f"    {own}").replace("64}}", f"64}}, {own}}}")
+    assert load_text(text).policies_of("spare") == load_text(text).policies_of("default")
 
 
 @pytest.mark.parametrize("junk", ["", "7", "[[x]]", "{name: {name: x}}"])

@@ -41,6 +41,7 @@ workflows:
       - {from: execute, on: [error, empty], to: generate}
       - {from: verify, to: answer}
 policies:
+  layout: isolated
   priority: {name: fcfs}
   scorers: [{name: free_work, weight: 1}]
 """
