@@ -157,7 +157,7 @@ def _simulate(parsed: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"cortex simulate: {error}", file=sys.stderr)
         return 2
-    return command.run(planned)
+    return command.run(planned, sys.stdout, sys.stderr)
 
 
 def _entrant(path: Path) -> Entrant:

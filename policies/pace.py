@@ -21,7 +21,8 @@ PRESSURE_MOST = 0.9
 
 
 class Line:
-    """y = base + slope · x over the last observations, drawn towards what was believed before; neither is negative."""
+    """y = base + slope · x over the last observations, drawn towards what was believed before; neither is negative.
+    """
 
     def __init__(self, base: float, slope: float, typical: float) -> None:
         """`typical` is a usual deviation of x from its mean, which gives the believed slope its weight."""

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 
 from policies.calls import Call, Estimate
 from policies.protocols import Key, RunView
-from policies.slack import latest_start, shifted
+from policies.slack import shifted
 
 EPOCH = 1_767_225_600.0
 """The zero of the grid that buckets stand on, 2026-01-01 UTC in Unix seconds: keeps them within 32 bits."""
+LEAD_MOST = 30.0
+"""Seconds of a tenant's lead that count: one that was alone for long is not held up for as long."""
+TOLERABLE_LEAST = 5.0
+"""Nothing counts as starved before it has waited for so many seconds."""
 NO_DEADLINE = 3600.0
 """A call without a deadline is ordered as if its run had this many seconds from its start."""
 
@@ -54,28 +58,32 @@ class LeastSlack:
     """Least slack of the run first: its deadline less this call's time and all that follows it.
 
     Slack is cut into cells of `quantum` seconds on an absolute grid; inside a cell the call goes first that is
-    likeliest to end its run per second of service. A call from which the deadline can no longer be reached, even
-    in `optimism` of the expected time, is served after those that can still make it; one that has waited for
-    `patience` goes before all.
+    likeliest to end its run per second of service, or, where too little is known of its stage, the one whose run has
+    had the least. The last of several calls that its run made together goes `straggler` seconds sooner: the others
+    wait for it. A tenant that has had more of the engines than another one at work goes later by the share
+    `fairness` of what it is ahead. A call from which the deadline can no longer be reached, even in `optimism` of
+    the expected time, is served after those that can still make it. One that has waited for `patience`, or its run
+    `ratio` times as long as it should be served in all, goes before all.
     """
 
     quantum: float = field(default=0.25, metadata={"unit": "s"})
-    patience: float = field(default=30.0, metadata={"unit": "s"})
+    patience: float = field(default=180.0, metadata={"unit": "s"})
+    ratio: float = 8.0
     step: float = field(default=1.0, metadata={"unit": "s"})
-    optimism: float = 0.5
+    optimism: float = 0.35
+    straggler: float = field(default=2.0, metadata={"unit": "s"})
+    fairness: float = 0.5
 
     def key(self, call: Call, estimate: Estimate, run: RunView, now: float) -> Key:
         deadline = run.started + NO_DEADLINE if run.deadline is None else run.deadline
-        latest = latest_start(deadline, estimate)
-        assert latest is not None
-        cell = bucket(shifted(latest, call, self.step), self.quantum)
-        value = estimate.success / max(estimate.service, 1e-3)
-        lost_at = None
-        if run.deadline is not None:
-            lost_at = run.deadline - self.optimism * (estimate.service + estimate.remaining)
+        needed = estimate.service + estimate.remaining
+        moment = shifted(deadline - needed, call, self.step) + self.fairness * min(run.lead, LEAD_MOST)
+        cell = bucket(moment - self.straggler if run.last else moment, self.quantum)
+        value = estimate.success / max(estimate.service, 1e-3) if estimate.known else 1.0 / (1.0 + run.attained)
+        tolerable = max(TOLERABLE_LEAST, self.ratio * (run.attained + needed) - run.waited)
         return Key(
             start=(float(cell), -value, call.arrived),
             bucket=cell,
-            lost_at=lost_at,
-            starve_at=call.arrived + self.patience,
+            lost_at=None if run.deadline is None else run.deadline - self.optimism * needed,
+            starve_at=call.arrived + min(self.patience, tolerable),
         )

@@ -119,7 +119,7 @@ def campaign(
         for task in tasks:
             yield from task.done()
         return
-    with ProcessPoolExecutor(min(jobs, len(tasks)), initializer=_leave_interrupts_to_the_parent) as executor:
+    with ProcessPoolExecutor(min(jobs, len(tasks)), initializer=_end_when_interrupted) as executor:
         try:
             for found in executor.map(Task.done, tasks):
                 yield from found
@@ -147,6 +147,6 @@ def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else math.nan
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    """Ctrl-C reaches all processes of a terminal: one of them is to say so."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_when_interrupted() -> None:
+    """Ctrl-C reaches all processes of a terminal: these end at once, and leave it to their parent to say so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

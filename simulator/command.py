@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import math
 import os
 import sys
@@ -40,8 +41,8 @@ class Plan:
     @property
     def title(self) -> str:
         """One line for the head of a table."""
-        seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
-        return f"{self.choice.title}: {self.choice.runs} runs, {seeds}"
+        runs, seeds = self.choice.runs, len(self.seeds)
+        return f"{self.choice.title}: {runs} run{'s' * (runs > 1)} of each of {seeds} seed{'s' * (seeds > 1)}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +96,7 @@ def plan(options: argparse.Namespace, configured: Sequence[Entrant]) -> Plan:
     )
 
 
-def run(planned: Plan, out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+def run(planned: Plan, out: TextIO, err: TextIO) -> int:
     """Simulate, print the table and write the files; progress goes to `err`. Returns the exit status."""
     total = len(planned.rates) * len(planned.seeds) * len(planned.entrants)
     findings = []
@@ -139,7 +140,7 @@ def _read_sessions(choice: Choice) -> None:
     """Find out now whether they can be read, not in another process and much later."""
     try:
         replace(choice, runs=1)(1.0, 1)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"sessions: {choice.sessions} holds a file that is no recording: {error!r}") from None
     except (ValueError, OSError) as error:
         raise ValueError(f"sessions: {error}") from None

@@ -20,7 +20,7 @@ Make = Callable[[float, int], Setup]
 """A workload at a rate in runs a second, drawn from a seed."""
 
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Student's t for 95 % of both sides, by the number of values."""
+"""Student's t for 95 % of both sides, by the number of values; for more of them the last is on the safe side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,8 @@ class Arena:
     ) -> dict[str, Sustained]:
         """The highest rate at which each keeps the target attainment in the mean over the seeds.
 
-        Each climbs the `rates`, which ascend, until it loses the target; so many `steps` of bisection on a logarithmic
-        scale then narrow the gap.
+        Each climbs the `rates`, which ascend, until it loses the target; so many `steps` of bisection, on a
+        logarithmic scale, then narrow the gap.
         """
         found = {name: Sustained(0.0, math.inf) for name in contenders}
 
@@ -178,7 +178,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half width of its 95 % confidence interval, by Student's t over the seeds."""
     if len(values) < 2:
         return fmean(values), math.nan
-    return fmean(values), STUDENT.get(len(values), 2.0) * stdev(values) / math.sqrt(len(values))
+    return fmean(values), STUDENT[min(len(values), max(STUDENT))] * stdev(values) / math.sqrt(len(values))
 
 
 def _between(ends: Sustained) -> float:

@@ -40,13 +40,11 @@ AT_ONCE = 24
 RIGHT_LEAST, REPAIRED_LEAST = 57, 15
 SERIES = re.compile(r"^([\w:]+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 
-ROUND_ROBIN = {"LAYOUT": "shared", "AFFINITY": "0", "BALANCE": "0", "TURNS": "1"}
-BALANCED = {"LAYOUT": "shared", "AFFINITY": "2", "BALANCE": "1", "TURNS": "0"}
-ISOLATED = {"LAYOUT": "isolated", "AFFINITY": "2", "BALANCE": "1", "TURNS": "0"}
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
-    "shared round-robin": ROUND_ROBIN,
-    "shared balanced affinity": BALANCED,
-    "isolated stage pools": ISOLATED,
+    "shared round-robin": {"LAYOUT": "shared", "TURNS": "1"},
+    "shared balanced affinity": {"LAYOUT": "shared", "AFFINITY": "2", "BALANCE": "1"},
+    "isolated stage pools": {"LAYOUT": "isolated", "AFFINITY": "2", "BALANCE": "1"},
+    "adaptive": {"LAYOUT": "adaptive", "DELAY": "1"},
 }
 
 

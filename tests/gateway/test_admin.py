@@ -16,7 +16,18 @@ from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import serve
 from tests.gateway.recorder import Exchange, recording
 from tests.gateway.shop import COUNT, FAST, warehouse
-from tests.gateway.support import MODEL, Running, attached, chat, children, running, settled, until, written
+from tests.gateway.support import (
+    MODEL,
+    Running,
+    attached,
+    chat,
+    children,
+    metric,
+    running,
+    settled,
+    until,
+    written,
+)
 
 CHAT = "/v1/chat/completions"
 TOKEN = {"Authorization": "Bearer secret"}
@@ -71,12 +82,96 @@ async def test_pools_and_engines_are_listed_with_what_they_do(shared: Running) -
         0,
         0.0,
     )
-    assert engine["prefix_blocks"] > 0
+    assert (engine["budget"], engine["on_loan"], engine["prefill"], engine["urgency"]) == (120_000.0, 0.0, 0.0, 0.0)
+    assert 0 < engine["pressure"] < 1
+    assert engine["prefix_tokens"] > 0
     assert engine["counters"]["generation_tokens"] == 3
     listed = (await shared.http.get("/admin/engines")).json()["engines"]
     by_name = {engine["name"]: engine for engine in listed}
     assert by_name["default/0"] == engine
     assert by_name["warehouse/0"]["counters"]["runs"] == 1
+    assert by_name["warehouse/0"]["budget"] is None, "a worker has one statement at a time, however large"
+
+
+@module_loop
+async def test_prompts_that_come_again_are_what_is_hot_of_an_engines_cache(shared: Running) -> None:
+    async def engine() -> dict[str, Any]:
+        found: dict[str, Any] = (await shared.http.get("/admin/pools/default")).json()["engines"][0]
+        return found
+
+    before = await engine()
+    grown = []
+    for _ in range(2):
+        await shared.http.post(CHAT, json=chat("again " * 200, max_tokens=1))
+        after = await engine()
+        grown.append([after[key] - before[key] for key in ("prefix_tokens", "prefix_tokens_hot")])
+    assert grown[0][0] >= 256
+    assert grown == [[grown[0][0], 0], [grown[0][0], grown[0][0]]]
+
+
+@module_loop
+async def test_the_pace_of_a_pool_is_learned_from_its_calls(shared: Running) -> None:
+    told = {pool["name"]: pool for pool in (await shared.http.get("/admin/pools")).json()["pools"]}
+    assert told["warehouse"]["pace"] is None
+    for _ in range(30):
+        await shared.http.post(CHAT, json=chat("x" * 200, max_tokens=20))
+    now = (await shared.http.get("/admin/pools/default")).json()["pace"]
+    assert 0 < now["step_ms"] < told["default"]["pace"]["step_ms"], "it is faster than was believed at first"
+    assert now["prefill_tokens_per_s"] > 0
+    assert now["step_ms_per_sequence"] >= 0
+
+
+async def test_a_loan_and_a_run_that_the_gate_holds_back_are_shown(tmp_path: Path) -> None:
+    """Of two pools one is asked for everything: its second call goes to the other's engine, its third run waits."""
+    slow = EmulatedOptions(decode_step=0.02)
+    async with serve(slow) as one, serve(slow) as two:
+        pools = {name: attached(server.url, sequences=1) for name, server in (("a", one), ("b", two))}
+        gate = {"name": "aimd", "start": 2, "least": 2, "step": 0, "period": "1h"}
+        policies = {"gate": gate, "borrowing": {"name": "gated", "load": 1, "most": 0.5}}
+        text = written(pools, admin={"token": "secret"}, policies=policies)
+        async with running(tmp_path, text) as up:
+            up.http.headers.update(TOKEN)
+            body = {**chat("y" * 4000, max_tokens=60), "model": "a"}
+            only = {"X-Workflow-Final": "true"}
+            calls = [asyncio.create_task(up.http.post(CHAT, json=body, headers=only)) for _ in range(3)]
+            runtime = up.gateway.runtime
+            await until(lambda: runtime.dispatcher.calls == 3, "three calls")
+            told = (await up.http.get("/admin/pools")).json()
+            assert told["gate"] == {"window": 2.0, "active_runs": 2, "parked_calls": 1}
+            lender = {pool["name"]: pool for pool in told["pools"]}
+            assert (lender["a"]["parked"], lender["b"]["parked"], lender["a"]["waiting"]) == (1, 0, 1)
+            (own,), (lent,) = lender["a"]["engines"], lender["b"]["engines"]
+            assert (own["on_loan"], lent["on_loan"]) == (0.0, lent["committed_work"])
+            assert lent["on_loan"] > 0
+            assert own["urgency"] > 0
+            assert metric(up.gateway, "cortex_engine_on_loan_tokens", engine="b/0") == lent["on_loan"]
+            assert metric(up.gateway, "cortex_engine_on_loan_tokens", engine="a/0") == 0
+            gauges = [metric(up.gateway, f"cortex_gate_{name}") for name in ("window", "active")]
+            assert gauges == [2.0, 2.0]
+            assert metric(up.gateway, "cortex_gate_parked", pool="a") == 1
+            assert {reply.status_code for reply in await asyncio.gather(*calls)} == {200}
+            await settled(up.gateway, one, two)
+            assert (await up.http.get("/admin/pools/b")).json()["engines"][0]["on_loan"] == 0.0
+
+
+async def test_tenants_are_listed_with_the_engine_time_they_had(tmp_path: Path) -> None:
+    def header(tenant: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer key of {tenant}"}
+
+    async with serve(FAST) as server:
+        keys = [
+            {"key": f"key of {name}", "tenant": name} for name in ("idle", *(f"t{i}" for i in range(104)), "busy")
+        ]
+        text = written({"default": attached(server.url)}, auth={"keys": keys}, admin={"token": "secret"})
+        async with running(tmp_path, text) as up:
+            assert (await up.http.post(CHAT, json=chat(max_tokens=30), headers=header("busy"))).status_code == 200
+            answer = (await up.http.get("/admin/tenants", headers=TOKEN)).json()
+            assert answer["total"] == 106
+            assert len(answer["tenants"]) == 100
+            first, second = answer["tenants"][:2]
+            assert (first["tenant"], second["engine_s"]) == ("busy", 0.0)
+            assert first["engine_s"] > 0
+            await settled(up.gateway, server)
 
 
 @module_loop
@@ -155,7 +250,7 @@ async def test_what_does_not_exist_is_404_with_what_does(shared: Running) -> Non
 @module_loop
 async def test_every_path_wants_the_token(shared: Running) -> None:
     routes = shared.gateway.admin.routes()
-    assert len(routes) == 7
+    assert len(routes) == 8
     for route in routes:
         path = route.path.format(pool="default", number=0)
         for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
@@ -232,7 +327,8 @@ async def test_a_pool_shows_who_waits_and_which_engine_is_left_out(tmp_path: Pat
         broken.metrics = b""
         pool = attached(slow.url, sequences=1)
         pair = {"default": pool, "other": attached(broken.url, slow.url)}
-        async with running(tmp_path, written(pair, admin={"token": "secret"})) as up:
+        text = written(pair, admin={"token": "secret"}, policies={"layout": "isolated"})
+        async with running(tmp_path, text) as up:
             up.http.headers.update(TOKEN)
             calls = [asyncio.create_task(up.http.post(CHAT, json=chat(max_tokens=20))) for _ in range(3)]
             runtime = up.gateway.runtime

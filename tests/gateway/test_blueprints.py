@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from gateway.blueprints import PRIOR_SERVICE, blueprint
 from gateway.cli import main, read_config
 from gateway.compose import compose
 from gateway.settings import Config
-from policies.blueprint import Blueprint
-from policies.catalog import PolicySet, make_all
+from policies.blueprint import OPEN, Blueprint
+from policies.budget import Adaptive, Fixed
+from policies.catalog import Named, PolicySet, make_all
+from policies.gate import Aimd
 from policies.priority import Edf, LeastSlack
 from policies.routing.filters import KvBelow
 from policies.routing.scorers import FreeWork, PrefixAffinity
@@ -50,6 +53,7 @@ def lenders(folder: Path, layout: str | None) -> dict[str, tuple[str, ...]]:
         "a": llm(),
         "b": llm(lends_to=["a"]),
         "c": llm(),
+        "keeper": llm(lends_to=[]),
         "small": llm("another"),
         "sql": shop.warehouse(folder),
         "sql2": shop.warehouse(folder),
@@ -58,20 +62,32 @@ def lenders(folder: Path, layout: str | None) -> dict[str, tuple[str, ...]]:
     return {name: spec.lenders for name, spec in plan(folder, pools, policies=policies).pools.items()}
 
 
-@pytest.mark.parametrize("layout", ["isolated", None])
-def test_isolated_pools_serve_their_own_calls_alone(tmp_path: Path, layout: str | None) -> None:
-    assert lenders(tmp_path, layout) == {name: (name,) for name in ("a", "b", "c", "small", "sql", "sql2")}
+def test_isolated_pools_serve_their_own_calls_alone(tmp_path: Path) -> None:
+    names = ("a", "b", "c", "keeper", "small", "sql", "sql2")
+    assert lenders(tmp_path, "isolated") == {name: (name,) for name in names}
 
 
-def test_shared_pools_of_one_model_serve_each_other_as_far_as_they_lend(tmp_path: Path) -> None:
-    assert lenders(tmp_path, "shared") == {
+@pytest.mark.parametrize("layout", ["shared", "adaptive", None])
+def test_pools_of_one_model_serve_each_other_as_far_as_they_lend(tmp_path: Path, layout: str | None) -> None:
+    assert lenders(tmp_path, layout) == {
         "a": ("a", "b", "c"),
         "b": ("a", "b", "c"),
         "c": ("a", "c"),
+        "keeper": ("a", "c", "keeper"),
         "small": ("small",),
         "sql": ("sql",),
         "sql2": ("sql2",),
     }
+
+
+def test_how_pools_lend_goes_with_the_layout_and_may_be_given_parameters(tmp_path: Path) -> None:
+    def lends(**policies: object) -> set[Named]:
+        pools = {"a": llm(), "b": llm(), "sql": shop.warehouse(tmp_path)}
+        return {chosen.borrowing for chosen in plan(tmp_path, pools, policies=policies).policies.values()}
+
+    assert lends() == lends(layout="adaptive") == {Named(name="gated")}
+    assert lends(layout="shared") == {Named(name="always")}
+    assert lends(borrowing={"name": "gated", "kv": 0.5}) == {Named(name="gated", params=(("kv", 0.5),))}
 
 
 @pytest.mark.parametrize(("layout", "served"), [("isolated", {"a": 8, "b": 0}), ("shared", {"a": 4, "b": 4})])
@@ -168,17 +184,19 @@ async def test_a_workflow_of_several_calls_at_once_is_for_clients_that_drive_the
 
 def test_parameters_reach_the_policies_in_seconds_and_a_pool_may_have_its_own(tmp_path: Path) -> None:
     everywhere = {
+        "layout": "isolated",
         "priority": {"name": "least_slack", "patience": "2m", "quantum": "500ms", "optimism": 0.25},
         "scorers": [{"name": "free_work", "weight": 3}, {"name": "prefix_affinity"}],
         "filters": [{"name": "kv_below", "use": 0.9}],
         "picker": {"name": "two_choices"},
         "admission": {"name": "queue_bound"},
     }
-    own = {"priority": {"name": "edf", "patience": "10s"}}
+    own = {"priority": {"name": "edf", "patience": "10s"}, "budget": {"name": "adaptive", "mean": "500ms"}}
     made = plan(tmp_path, {"a": llm(), "b": llm(policies=own)}, policies=everywhere)
     one, other = make_all(made.policies["a"]), make_all(made.policies["b"])
     assert one.priority == LeastSlack(patience=120.0, quantum=0.5, optimism=0.25)
     assert other.priority == Edf(patience=10.0)
+    assert (one.budget, other.budget) == (Fixed(), Adaptive(mean=0.5))
     for policies in (one, other):
         assert policies.routing.filters[1:] == (KvBelow(use=0.9),)
         assert policies.routing.scorers == ((3.0, FreeWork()), (1.0, PrefixAffinity()))
@@ -187,7 +205,16 @@ def test_parameters_reach_the_policies_in_seconds_and_a_pool_may_have_its_own(tm
 
 
 def test_what_is_not_named_is_the_catalogs_own_choice(tmp_path: Path) -> None:
-    assert plan(tmp_path, {"a": llm()}).policies["a"] == PolicySet()
+    made = plan(tmp_path, {"a": llm()})
+    assert made.policies["a"] == replace(PolicySet(), borrowing=Named(name="gated"))
+    assert made.gate == OPEN
+
+
+def test_one_gate_holds_for_all_pools(tmp_path: Path) -> None:
+    gate = {"name": "aimd", "period": "500ms", "start": 3}
+    made = plan(tmp_path, {"a": llm(), "b": llm()}, policies={"gate": gate})
+    assert made.gate == Named(name="aimd", params=(("period", 0.5), ("start", 3.0)))
+    assert made.dispatcher().gate.policy == Aimd(period=0.5, start=3.0)
 
 
 @pytest.mark.parametrize(
@@ -208,14 +235,21 @@ def test_what_is_not_named_is_the_catalogs_own_choice(tmp_path: Path) -> None:
         ({"scorers": [{"name": "free_work", "weight": "much"}]}, "policies.scorers[0]", "weight"),
         ({"filters": [{"name": "kv_below", "use": True}]}, "policies.filters[0]", "use: must be a number"),
         ({"picker": {"name": "best", "weight": 2}}, "policies.picker", "no parameter 'weight'"),
-        ({"layout": "adaptive"}, "policies.layout", ""),
+        ({"layout": "adaptively"}, "policies.layout", "must be 'isolated', 'shared' or 'adaptive'"),
+        ({"budget": {"name": "lavish"}}, "policies.budget", "no budget policy named 'lavish' (there are fixed"),
+        ({"budget": {"name": "adaptive", "p95": 5}}, "policies.budget", "p95: 5 has no unit"),
+        ({"gate": {"name": "aimd", "window": 5}}, "policies.gate", "policy 'aimd' has no parameter 'window'"),
+        ({"gate": {"name": "ajar"}}, "policies.gate", "no gate policy named 'ajar' (there are open, aimd"),
+        ({"borrowing": {"name": "gated", "kv": "90%"}}, "policies.borrowing", "kv: must be a number"),
+        ({"borrowing": {"name": "gated", "gated": 1}}, "policies.borrowing", "no parameter 'gated'"),
+        ({"borrowing": {"name": "never"}}, "policies.borrowing", "no borrowing policy named 'never'"),
     ],
 )
 def test_a_policy_that_does_not_exist_is_one_line_with_file_line_and_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], policies: dict[str, Any], place: str, words: str
 ) -> None:
     for inside in (False, True):
-        if inside and "layout" in policies:
+        if inside and {"layout", "gate", "borrowing"} & policies.keys():
             continue
         pool = llm(policies=policies) if inside else llm()
         document = {"pools": {"a": pool}} | ({} if inside else {"policies": policies})

@@ -11,11 +11,12 @@ import pytest
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
+from gateway.blueprints import blueprint
 from gateway.config import PolicySpec, load
 from gateway.fields import Part
-from gateway.settings import Config, Emulated
+from gateway.settings import Config, Emulated, Policies
 from gateway.yamlfile import plain
-from policies.catalog import parameters
+from policies.catalog import make_all, parameters
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `([^`]+)` \| .+? \| (.+?) \| .*\|$")
@@ -70,7 +71,15 @@ def test_the_reference_files_policies_are_in_the_catalog() -> None:
 
     asked: list[str] = []
     load(ROOT / "config.yaml", {}, check)
-    assert {"least_slack", "predicted_wait", "prefix_affinity", "free_work"} <= set(asked)
+    assert {"gated", "open", "least_slack", "predicted_wait", "fixed", "least_delay", "best"} <= set(asked)
+
+
+def test_the_reference_files_policies_are_those_of_a_file_without_any() -> None:
+    config = load(ROOT / "config.yaml", {})
+    said, unsaid = blueprint(config), blueprint(config.model_copy(update={"policies": Policies()}))
+    for name in config.pools:
+        assert make_all(said.policies[name]) == make_all(unsaid.policies[name])
+    assert (said.gate, said.pools) == (unsaid.gate, unsaid.pools)
 
 
 def test_the_walk_finds_the_keys_of_every_depth() -> None:

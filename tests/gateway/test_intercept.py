@@ -196,7 +196,7 @@ async def scripted(folder: Path, *turns: Answer, **visits: int) -> AsyncIterator
         flow = sections(folder, tools="intercept")
         for stage, most in visits.items():
             flow["workflows"]["shop"]["stages"][stage]["visits"] = most
-        text = written({**pools, "warehouse": warehouse(folder)}, **flow)
+        text = written({**pools, "warehouse": warehouse(folder)}, policies={"layout": "isolated"}, **flow)
         async with running(folder, text) as up:
             yield up, engine
             assert left == []

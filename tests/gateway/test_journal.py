@@ -174,7 +174,14 @@ async def test_two_hundred_troubled_runs_lose_nothing_and_replay_to_the_same_dec
             **shop.sections(tmp_path),
             admin={"token": "secret"},
             server={"port": 0, "journal": str(journal)},
-            policies={"picker": {"name": "two_choices"}, "priority": {"name": "least_slack", "patience": "5s"}},
+            policies={
+                "layout": "adaptive",
+                "borrowing": {"name": "gated", "load": 1, "most": 0.9},
+                "gate": {"name": "aimd", "period": "100ms", "start": 10, "step": 20},
+                "budget": {"name": "adaptive", "period": "200ms", "start": 1500, "least": 500, "most": 4000},
+                "picker": {"name": "two_choices"},
+                "priority": {"name": "least_slack", "patience": "5s"},
+            },
         )
         async with running(tmp_path, text) as up:
             storm = Storm(up, seed=7)
@@ -204,7 +211,9 @@ def check_record(journal: Path) -> None:
     )
     actions = Counter(action[0] for record in records for action in record["actions"])
     assert {"Start", "Abort", "Launch", "Retire"} <= set(actions)
+    assert borrowed(records) > 20
     blueprint = blueprint_of(journal)
+    assert blueprint.gate.name == "aimd"
     assert blueprint.policies["default"].picker.name == "two_choices"
     assert blueprint.policies["default"].priority.params == (("patience", 5.0),)
     assert blueprint.workflows["shop"].deadline == 60.0
@@ -212,13 +221,36 @@ def check_record(journal: Path) -> None:
     assert replay(journal, again) is None
     assert again.calls == 0
     # The record holds the decisions, not just something that any dispatcher would repeat.
-    placed = Named(name="prefix_affinity", weight=0.0), Named(name="free_work", weight=1.0)
-    ordered = Named(name="least_slack", params=(("quantum", 5.0),))
-    for change in ({"scorers": placed}, {"priority": ordered}):
-        chosen = {name: dataclasses.replace(policies, **change) for name, policies in blueprint.policies.items()}
-        divergence = replay(journal, dataclasses.replace(blueprint, policies=chosen).dispatcher())
+    changes: list[dict[str, Any]] = [
+        {"scorers": (Named(name="prefix_affinity", weight=0.0), Named(name="free_work", weight=1.0))},
+        {"priority": Named(name="least_slack", params=(("quantum", 5.0),))},
+        {"budget": otherwise(blueprint.policies["default"].budget, start=500.0, most=500.0)},
+        {"borrowing": otherwise(blueprint.policies["default"].borrowing, most=0.1)},
+    ]
+    others = [
+        dataclasses.replace(
+            blueprint,
+            policies={name: dataclasses.replace(chosen, **change) for name, chosen in blueprint.policies.items()},
+        )
+        for change in changes
+    ]
+    for other in (*others, dataclasses.replace(blueprint, gate=otherwise(blueprint.gate, start=11.0))):
+        divergence = replay(journal, other.dispatcher())
         assert divergence is not None
         assert divergence.recorded != divergence.replayed
+
+
+def otherwise(named: Named, **params: float) -> Named:
+    """The same policy with some of its parameters changed."""
+    return dataclasses.replace(named, params=tuple((dict(named.params) | params).items()))
+
+
+def borrowed(records: list[Any]) -> int:
+    """How many attempts went to an engine of another pool than the call's."""
+    arrived = [record["event"][1]["call"] for record in records if record["event"][0] == "Arrived"]
+    pools = {call["id"]: call["pool"] for call in arrived}
+    starts = [action[1] for record in records for action in record["actions"] if action[0] == "Start"]
+    return sum(start["engine"].rpartition("/")[0] != pools[start["call"]] for start in starts)
 
 
 # --- the file -------------------------------------------------------------------------------------------------

@@ -107,6 +107,9 @@ async def test_failures_refusals_and_clients_that_leave_are_counted(tmp_path: Pa
             assert metric(gateway, "cortex_cancellations_total", endpoint="chat") == 2
             for gauge in ("cortex_waiting_calls", "cortex_running_calls", "cortex_committed_work_tokens"):
                 assert metric(gateway, gauge, pool="default") == 0
+            assert metric(gateway, "cortex_engine_budget_tokens", engine="default/0") == 120_000
+            assert metric(gateway, "cortex_engine_prefix_tokens", engine="default/0") >= 0
+            assert 0 < metric(gateway, "cortex_engine_pressure_ratio", engine="default/0") < 1
             states = {s: metric(gateway, "cortex_engines", pool="default", state=s) for s in ("ready", "gone")}
             assert states == {"ready": 1, "gone": 0}
 
@@ -150,7 +153,7 @@ async def test_no_client_can_make_new_series(tmp_path: Path) -> None:
 
 
 async def test_these_are_all_the_metrics(tmp_path: Path) -> None:
-    """Each of them is given a value by a test here, of the journal or of the monitor; a new one needs its own."""
+    """Each of them is given a value by a test here, of the admin API, the journal or the monitor."""
     async with shop.shop(tmp_path) as site:
         families = {family.name for family in site.up.gateway.metrics.registry.collect()}
     assert families == {
@@ -170,6 +173,13 @@ async def test_these_are_all_the_metrics(tmp_path: Path) -> None:
         "cortex_running_calls",
         "cortex_committed_work_tokens",
         "cortex_engine_kv_use_ratio",
+        "cortex_engine_budget_tokens",
+        "cortex_engine_on_loan_tokens",
+        "cortex_engine_pressure_ratio",
+        "cortex_engine_prefix_tokens",
+        "cortex_gate_window",
+        "cortex_gate_active",
+        "cortex_gate_parked",
         "cortex_runs",
         "cortex_journal_dropped",
     }

@@ -70,6 +70,7 @@ async def shared_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
             models={"gpt-*": "default"},
             workflows={"nl2sql": WORKFLOW},
             auth={"keys": keys, "salt": "s3cret"},
+            policies={"layout": "isolated"},
         )
         async with running(tmp_path, text) as up:
             up.http.headers["Authorization"] = "Bearer key-b"

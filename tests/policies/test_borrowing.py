@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from policies.borrowing import WRITTEN, Always, Gated
+from policies.borrowing import Always, Gated
 from policies.calls import Estimate
 from policies.pool import UNLIMITED, EngineLimits
-from policies.routing.placement import DECODE_WEIGHT
 from tests.policies.claims import claims
 from tests.policies.making import a_call, a_view
 
@@ -37,8 +36,19 @@ def test_gated_lends_an_idle_engine() -> None:
 
 
 @claims("borrowing", "gated")
-def test_gated_lends_nothing_while_the_owner_waits() -> None:
-    assert not lends(Gated(), owner_waits=True)
+@pytest.mark.parametrize(
+    ("on_loan", "free", "pressed"), [(70.0, True, True), (71.0, True, False), (571.0, False, False)]
+)
+def test_gated_lends_a_smaller_share_while_calls_of_the_owner_wait(on_loan: float, free: bool, pressed: bool) -> None:
+    policy = Gated(most=0.75, pressed=0.25)  # this call is 100 tokens to read and 20 to write, of a budget of 1000
+    assert lends(policy, work=on_loan, on_loan=on_loan) is free
+    assert lends(policy, owner_waits=True, work=on_loan, on_loan=on_loan) is pressed
+
+
+@claims("borrowing", "gated")
+def test_gated_lends_nothing_while_the_owner_waits_when_told_so() -> None:
+    assert not lends(Gated(pressed=0.0), owner_waits=True)
+    assert lends(Gated(pressed=0.0))
 
 
 @claims("borrowing", "gated")
@@ -88,7 +98,3 @@ def test_gated_asks_nothing_of_a_memory_that_is_not_known() -> None:
     call = a_call(pool="guest", prompt_tokens=100)
     expected = Estimate(output_tokens=(10, 40), service=1.0, remaining=0.0)
     assert Gated().lends(call, expected, a_view(pool="owner", footprint=1e9), False)
-
-
-def test_work_is_weighed_alike_where_it_is_lent_and_where_it_is_committed() -> None:
-    assert WRITTEN == DECODE_WEIGHT

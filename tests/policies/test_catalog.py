@@ -5,28 +5,27 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from random import Random
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from policies.admission import PredictedWait, QueueBound
-from policies.calls import Estimate
+from policies.calls import Call, Estimate
 from policies.catalog import CATALOG, Named, PolicySet, UnknownPolicy, make, make_all, parameters
-from policies.pool import EngineLimits, EngineView, PoolView
-from policies.priority import EPOCH, NO_DEADLINE, Edf, Fcfs, LeastSlack, bucket
-from policies.protocols import Admit, Demand, Key, Refuse, RunView, Scorer
-from policies.routing.filters import KvBelow, SpareForLost, Untried
-from policies.routing.pickers import Best, TwoChoices
+from policies.pool import PoolView
+from policies.priority import EPOCH, LEAD_MOST, NO_DEADLINE, TOLERABLE_LEAST, Edf, Fcfs, LeastSlack, bucket
+from policies.protocols import Admit, Key, Refuse, RunView
+from policies.routing.filters import KvBelow, Untried
+from policies.routing.pickers import Best
 from policies.routing.pipeline import Pipeline
-from policies.routing.scorers import FreeWork, LeastDelay, LeastRunning, OwnPool, PrefixAffinity, RoundRobin
-from tests.policies import test_baselines, test_borrowing, test_budget, test_gate
+from policies.routing.scorers import LeastDelay
+from tests.policies import test_baselines, test_borrowing, test_budget, test_gate, test_routing
 from tests.policies.claims import CLAIMED, claims
-from tests.policies.making import a_call, a_view
+from tests.policies.making import a_call
 
 PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 ALL = [(slot, name) for slot, policies in CATALOG.items() for name in policies]
-ELSEWHERE = (test_baselines, test_borrowing, test_budget, test_gate)
+ELSEWHERE = (test_baselines, test_borrowing, test_budget, test_gate, test_routing)
 """Modules with further tests of what policies claim; these are marked when their module is imported."""
 
 
@@ -95,7 +94,8 @@ def test_every_policy_can_be_made_by_name_with_each_of_its_parameters(slot: str,
 
 
 def test_units_tell_seconds_from_plain_numbers() -> None:
-    assert parameters("priority", "least_slack") == {"quantum": "s", "patience": "s", "step": "s", "optimism": ""}
+    assert parameters("priority", "edf") == {"patience": "s", "step": "s"}
+    assert parameters("scorers", "least_delay") == {"others": "", "waste": "", "away": "s"}
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,7 @@ def test_a_pools_policies_are_made_together_and_untried_always_filters() -> None
     made = make_all(PolicySet(filters=(Named(name="untried"), Named(name="kv_below"))))
     assert isinstance(made.priority, LeastSlack)
     assert isinstance(made.admission, PredictedWait)
-    assert made.routing == Pipeline(
-        filters=(Untried(), KvBelow()), scorers=((2.0, PrefixAffinity()), (1.0, FreeWork())), picker=Best()
-    )
+    assert made.routing == Pipeline(filters=(Untried(), KvBelow()), scorers=((1.0, LeastDelay()),), picker=Best())
 
 
 # --- priority ---
@@ -180,18 +178,57 @@ def test_least_slack_serves_inside_a_cell_what_is_likeliest_to_end_its_run_per_s
 
 
 @claims("priority", "least_slack")
-def test_least_slack_gives_a_call_up_when_even_half_of_its_time_is_too_long() -> None:
-    key = LeastSlack().key(a_call(), estimate(service=4.0, remaining=2.0), run(10.0), 0.0)
+def test_least_slack_serves_what_it_knows_too_little_of_by_what_its_run_has_had() -> None:
+    policy = LeastSlack(quantum=5.0)
+    fresh, long = (
+        policy.key(
+            a_call(), dataclasses.replace(estimate(), known=False), dataclasses.replace(run(14.0), attained=had), 0.0
+        )
+        for had in (0.0, 9.0)
+    )
+    assert fresh.bucket == long.bucket
+    assert fresh.start < long.start
+
+
+@claims("priority", "least_slack")
+def test_least_slack_gives_a_call_up_when_even_a_share_of_its_time_is_too_long() -> None:
+    key = LeastSlack(optimism=0.5).key(a_call(), estimate(service=4.0, remaining=2.0), run(10.0), 0.0)
     assert key.lost_at == 7.0
     assert LeastSlack(optimism=1.0).key(a_call(), estimate(4.0, 2.0), run(10.0), 0.0).lost_at == 4.0
     assert LeastSlack().key(a_call(), estimate(), run(None), 0.0).lost_at is None
 
 
 @claims("priority", "least_slack")
-def test_least_slack_bounds_the_wait_by_its_patience_and_counts_priority_in_steps() -> None:
-    assert LeastSlack(patience=12.0).key(a_call(arrived=3.0), estimate(), run(), 0.0).starve_at == 15.0
-    plain, raised = (LeastSlack(step=2.0).key(a_call(priority=p), estimate(), run(50.0), 0.0) for p in (0, 4))
-    assert plain.bucket - raised.bucket == 4 * 2 / 0.25
+@pytest.mark.parametrize(
+    ("attained", "waited", "starves"),
+    [
+        (0.0, 0.0, 3.0 + 8.0),  # eight times its expected second and what follows it
+        (2.0, 0.0, 3.0 + 24.0),
+        (2.0, 6.0, 3.0 + 18.0),  # less what it has waited for already
+        (0.0, 7.0, 3.0 + TOLERABLE_LEAST),
+        (9.0, 0.0, 3.0 + 40.0),  # never longer than the patience
+    ],
+)
+def test_least_slack_bounds_the_wait_by_its_patience_and_by_what_the_run_needs(
+    attained: float, waited: float, starves: float
+) -> None:
+    view = dataclasses.replace(run(), attained=attained, waited=waited)
+    policy = LeastSlack(patience=40.0, ratio=8.0)
+    assert policy.key(a_call(arrived=3.0), estimate(service=0.6, remaining=0.4), view, 0.0).starve_at == starves
+
+
+@claims("priority", "least_slack")
+def test_least_slack_counts_priority_the_last_sibling_and_a_tenants_lead_in_seconds() -> None:
+    policy = LeastSlack(step=2.0, straggler=3.0, fairness=0.5)
+
+    def cell(call: Call, **view: Any) -> int:
+        return policy.key(call, estimate(), dataclasses.replace(run(50.0), **view), 0.0).bucket
+
+    plain = cell(a_call())
+    assert plain - cell(a_call(priority=4)) == 4 * 2 / 0.25
+    assert plain - cell(a_call(), last=True) == 3 / 0.25
+    assert cell(a_call(), lead=6.0) - plain == 0.5 * 6 / 0.25
+    assert cell(a_call(), lead=1e6) - plain == 0.5 * LEAD_MOST / 0.25
 
 
 def test_buckets_stand_on_an_absolute_grid_and_fit_the_engines_integer() -> None:
@@ -266,160 +303,3 @@ def test_the_predicted_wait_is_nothing_while_a_slot_is_free_and_finite_without_e
     assert a_pool_view(running=3).predicted_wait == 0.0
     assert a_pool_view(running=4).predicted_wait == 0.5
     assert a_pool_view(running=0, slots=0, waiting=3).predicted_wait == 6.0
-
-
-# --- routing ---
-
-
-@claims("filters", "untried")
-def test_untried_leaves_out_what_has_failed_the_call() -> None:
-    assert Untried().keep(Demand(call=a_call()), a_view())
-    assert not Untried().keep(Demand(call=a_call()), a_view(tried=True))
-
-
-@claims("filters", "kv_below")
-def test_kv_below_leaves_out_full_engines_unless_they_are_idle() -> None:
-    rule = KvBelow(use=0.5)
-    kept = [
-        rule.keep(Demand(call=a_call()), a_view(kv_use=use, running=running))
-        for use, running in ((0.5, 3), (0.6, 3), (0.9, 0))
-    ]
-    assert kept == [True, False, True]
-
-
-@claims("filters", "spare_for_lost")
-@pytest.mark.parametrize(
-    ("lost", "pressure", "running", "kept"),
-    [(True, 0.4, 2, True), (True, 0.5, 2, False), (True, 0.5, 0, True), (False, 0.9, 2, True)],
-)
-def test_spare_for_lost_keeps_lost_calls_off_engines_that_are_busy_with_prompts(
-    lost: bool, pressure: float, running: int, kept: bool
-) -> None:
-    demand = Demand(call=a_call(), lost=lost)
-    assert SpareForLost(pressure=0.4).keep(demand, a_view(pressure=pressure, running=running)) is kept
-
-
-@claims("scorers", "prefix_affinity")
-def test_prefix_affinity_is_the_share_of_the_prompt_that_the_engine_holds() -> None:
-    call = a_call(prompt_tokens=200)
-    scores = PrefixAffinity(least=0.3).scores(
-        Demand(call=call), [a_view(matched=tokens) for tokens in (0, 50, 100, 400)]
-    )
-    assert scores == [0.0, 0.0, 0.5, 1.0]
-    assert PrefixAffinity().scores(Demand(call=a_call(prompt_tokens=0)), [a_view()]) == [0.0]
-
-
-@claims("scorers", "free_work")
-def test_free_work_is_what_is_free_of_the_scarcer_of_sequences_and_work() -> None:
-    views = [a_view(running=1, work=500.0), a_view(running=3, work=500.0), a_view(running=1, work=5000.0), a_view()]
-    assert FreeWork().scores(Demand(call=a_call()), views) == [0.5, 0.25, 0.0, 1.0]
-
-
-@claims("scorers", "least_delay")
-def test_least_delay_adds_up_what_the_call_loses_and_what_it_takes_from_others() -> None:
-    # A prompt token takes 0.1 ms and a step 20 ms, and 0.1 ms more for each sequence: what is believed at first.
-    small = EngineLimits(sequences=4, work=1e9, kv_tokens=1000)
-    views = [
-        a_view(matched=1000),  # 100 steps of 20.1 ms
-        a_view(matched=0),  # and 1000 tokens of prompt
-        a_view(matched=0, limits=small, footprint=500.0),  # of which 600 with the answer evict what is kept
-        a_view(matched=0, running=4, prefill=500.0, pressure=0.5, urgency=3.0),  # stalls others by 0.11 s
-        a_view(matched=1000, pool="q"),
-    ]
-    costs = [2.01, 2.11, 2.17, 0.15 + 100 * 0.0205 / 0.5 + 3 * 0.11, 2.51]
-    scores = LeastDelay(away=0.5).scores(Demand(call=a_call(prompt_tokens=1000), output=100), views)
-    assert scores == pytest.approx([2.011 / (0.001 + cost) for cost in costs])
-
-
-@claims("scorers", "least_delay")
-def test_least_delay_sends_a_call_that_has_time_where_it_harms_nobody() -> None:
-    warm = a_view("warm", matched=1000, running=3, urgency=3.0)
-    cold = a_view("cold")
-    call = a_call(prompt_tokens=1000)
-
-    def better(urgency: float, others: float = 1.0) -> str:
-        demand = Demand(call=call, output=100, urgency=urgency)
-        scores = LeastDelay(others=others).scores(demand, [warm, cold])
-        return "warm" if scores[0] > scores[1] else "cold"
-
-    assert better(urgency=1.0) == "warm"  # 2.04 + 0.03 against 2.11
-    assert better(urgency=0.1) == "cold"  # 0.204 + 0.03 against 0.211
-    assert better(urgency=0.1, others=0.0) == "warm"
-
-
-@claims("scorers", "least_running")
-def test_least_running_is_one_for_the_emptiest_and_less_for_the_others() -> None:
-    views = [a_view(running=running) for running in (1, 3, 7)]
-    assert LeastRunning().scores(Demand(call=a_call()), views) == [1.0, 0.5, 0.25]
-
-
-@claims("scorers", "round_robin")
-def test_round_robin_takes_turns() -> None:
-    pipeline = Pipeline(filters=(), scorers=((1.0, RoundRobin()),), picker=Best())
-    last = dict.fromkeys("abc", 0)
-    chosen = []
-    for order in range(1, 8):
-        views = [a_view(name, last_start=last[name], running=order % 3) for name in last]
-        choice = pipeline.choose(Demand(call=a_call()), views, Random(0))
-        assert choice is not None
-        last[choice.name] = order
-        chosen.append(choice.name)
-    assert "".join(chosen) == "abcabca"
-
-
-@claims("scorers", "own_pool")
-def test_own_pool_puts_borrowed_engines_second() -> None:
-    scores = OwnPool().scores(Demand(call=a_call(pool="p")), [a_view(pool=pool) for pool in ("p", "q")])
-    assert scores == [1.0, 0.0]
-
-
-@pytest.mark.parametrize("name", CATALOG["scorers"])
-def test_scores_lie_between_nothing_and_one(name: str) -> None:
-    scorer, rng = cast(Scorer, make("scorers", Named(name=name))), Random(1)
-    for _ in range(200):
-        views = [
-            a_view(running=rng.randrange(9), work=rng.random() * 3000, matched=rng.randrange(900), last_start=n)
-            for n in range(1, 5)
-        ]
-        assert all(
-            0.0 <= score <= 1.0 for score in scorer.scores(Demand(call=a_call(prompt_tokens=500), output=50), views)
-        )
-
-
-@claims("picker", "best")
-def test_best_takes_the_highest_score_and_among_equals_the_longest_unused() -> None:
-    scored = [(0.5, a_view("a")), (0.9, a_view("b", last_start=7)), (0.9, a_view("c", last_start=3))]
-    assert Best().pick(scored, Random(0)).name == "c"
-
-
-@claims("picker", "two_choices")
-def test_two_choices_takes_the_better_of_two_drawn() -> None:
-    scored = [(score / 10, a_view(str(score))) for score in range(5)]
-    rng, drawn = Random(3), Random(3)
-    for _ in range(50):
-        expected = max(drawn.sample(scored, 2), key=lambda pair: pair[0])[1]
-        assert TwoChoices().pick(scored, rng) is expected
-    picked = {TwoChoices().pick(scored, rng).name for _ in range(200)}
-    assert picked == {"1", "2", "3", "4"}  # the worst is never the better of two
-    assert TwoChoices().pick(scored[:2], rng).name == "1"
-
-
-def test_the_pipeline_filters_then_weighs_the_scores() -> None:
-    views: list[EngineView] = [
-        a_view("tried", tried=True, matched=400),
-        a_view("warm", matched=300, running=3),
-        a_view("idle", matched=0, running=0),
-    ]
-    call = a_call(prompt_tokens=400)
-
-    def choice(affinity: float) -> EngineView | None:
-        scorers = ((affinity, PrefixAffinity()), (1.0, FreeWork()))
-        return Pipeline(filters=(Untried(),), scorers=scorers, picker=Best()).choose(
-            Demand(call=call), views, Random(0)
-        )
-
-    assert choice(2.0) is views[1]  # 1.5 + 0.25 against 1
-    assert choice(0.5) is views[2]
-    nothing = Pipeline(filters=(Untried(),), scorers=(), picker=Best())
-    assert nothing.choose(Demand(call=call), views[:1], Random(0)) is None
-    assert nothing.choose(Demand(call=call), views[:2], Random(0)) is views[1]

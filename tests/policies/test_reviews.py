@@ -75,7 +75,7 @@ def known(policy: Listening) -> Gate:
 def test_an_open_gate_and_fixed_budgets_need_no_reviews() -> None:
     idle = reviews(SPECS, Open())
     assert not idle.needed
-    assert idle.next_at() is None
+    assert idle.next_at(5.0) is None
     assert idle.held(a_fleet(SPECS), 5.0) == []
     assert reviews(SPECS, Listening()).needed
     assert reviews(SPECS, Open(), b=Adaptive()).needed
@@ -137,7 +137,7 @@ def test_a_review_resizes_all_engines_of_its_pool_and_those_that_come_later_get_
     looking.held(fleet, 1.0)
     assert [engine.budget for engine in fleet.of("a")] == [100.0, 100.0]
     assert [engine.budget for engine in fleet.of("b")] == [UNLIMITED] * 2
-    assert looking.next_at() == 3.0
+    assert looking.next_at(1.0) == 3.0
     looking.held(fleet, 2.9)
     looking.held(fleet, 3.0)
     assert [engine.budget for engine in fleet.of("a")] == [101.0, 101.0]
@@ -172,8 +172,16 @@ def test_the_next_review_is_the_earliest_of_all() -> None:
         SPECS, {"a": Listening(period=9.0), "b": Listening(period=4.0), "sql": Fixed()}, known(Listening(period=1.0))
     )
     looking.held(fleet, 10.0)
-    assert looking.next_at() == 11.0
+    assert looking.next_at(10.0) == 11.0
     looking.held(fleet, 11.0)
-    assert looking.next_at() == 12.0
+    assert looking.next_at(11.0) == 12.0
     assert looking.held(fleet, 14.0) == []
-    assert looking.next_at() == 15.0
+    assert looking.next_at(14.0) == 15.0
+
+
+def test_a_review_that_was_put_off_while_nothing_happened_is_due_at_once() -> None:
+    looking = reviews(SPECS, Open(), a=Listening(period=2.0))
+    assert looking.next_at(50.0) == 50.0
+    looking.held(a_fleet(SPECS), 50.0)
+    assert looking.next_at(50.0) == 52.0
+    assert looking.next_at(99.0) == 99.0
