@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import active_children
 from statistics import fmean
 
 from policies.catalog import PolicySet
@@ -108,7 +109,7 @@ class Task:
 
 def campaign(
     choice: Choice, rates: Sequence[float], seeds: Sequence[int], entrants: Sequence[Entrant], *, jobs: int
-) -> Iterator[Finding]:
+) -> Generator[Finding]:
     """Every entrant at every rate with every seed, in this order whatever ends first, in so many processes."""
     loads = [(rate, seed) for rate in rates for seed in seeds]
     # Where there are fewer loads than processes, those of one load are shared out.
@@ -119,12 +120,23 @@ def campaign(
         for task in tasks:
             yield from task.done()
         return
-    with ProcessPoolExecutor(min(jobs, len(tasks)), initializer=_end_when_interrupted) as executor:
-        try:
-            for found in executor.map(Task.done, tasks):
-                yield from found
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+    others = set(active_children())
+    # Ctrl-C reaches all processes of a terminal. These never see it: we end them when it has reached us.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    executor = ProcessPoolExecutor(min(jobs, len(tasks)))
+    try:
+        carried_out = executor.map(Task.done, tasks)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        for found in carried_out:
+            yield from found
+    except BaseException:
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def thinned(curve: Curve, points: int = POINTS) -> Curve:
@@ -145,8 +157,3 @@ def _times(stage: StageRecord) -> StageTimes:
 
 def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else math.nan
-
-
-def _end_when_interrupted() -> None:
-    """Ctrl-C reaches all processes of a terminal: these end at once, and leave it to their parent to say so."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -100,10 +101,10 @@ def run(planned: Plan, out: TextIO, err: TextIO) -> int:
     """Simulate, print the table and write the files; progress goes to `err`. Returns the exit status."""
     total = len(planned.rates) * len(planned.seeds) * len(planned.entrants)
     findings = []
-    with progress(total, err) as told:
-        for one in campaign(
-            planned.choice, planned.rates, planned.seeds, planned.entrants, jobs=min(planned.jobs, total)
-        ):
+    jobs = min(planned.jobs, total)
+    simulations = campaign(planned.choice, planned.rates, planned.seeds, planned.entrants, jobs=jobs)
+    with progress(total, err) as told, closing(simulations):
+        for one in simulations:
             findings.append(one)
             told(one)
     found = rows(findings)

@@ -1,6 +1,6 @@
 """Cortex against the field: every contender on every workload about its knee, in one table with a verdict.
 
-    python -m bench.policies [--quick] [--only nl2sql …] [--jobs 2] [--out DIR] [--strict]
+    python -m bench.policies [--quick] [--only nl2sql …] [--seeds 3] [--jobs 2] [--out DIR] [--strict]
 
 The same seeds give the same figures. Progress goes to standard error. `--strict` ends with 1 where a bar is missed.
 """
@@ -74,16 +74,34 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Plan:
         sessions = SESSIONS if SESSIONS.is_dir() else None
     elif not any(sessions.glob("*.json")):
         parser.error(f"--sessions: there are no recordings (*.json) in {sessions}")
-    plan = (quick if options.quick else full)(sessions, first_seed=options.first_seed)
+    plan = (quick if options.quick else full)(sessions)
     names = [trial.name for trial in plan.trials]
     if unknown := set(options.only or ()) - set(names):
         parser.error(f"--only: no workload is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    return replace(plan, trials=tuple(one for one in plan.trials if not options.only or one.name in options.only))
+    return replace(
+        plan,
+        trials=tuple(one.sized(options.size) for one in plan.trials if not options.only or one.name in options.only),
+        seeds=tuple(range(options.first_seed, options.first_seed + (options.seeds or len(plan.seeds)))),
+    )
 
 
 def _about(options: argparse.Namespace) -> list[str]:
-    command = "make bench-policies-quick" if options.quick else "make bench-policies"
-    return [f"{command}, {datetime.now(UTC).date().isoformat()}, {machine()}, {options.jobs} processes."]
+    return [f"{_command(options)}, {datetime.now(UTC).date().isoformat()}, {machine()}, {options.jobs} processes."]
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command that gives these figures."""
+    given = {
+        "only": " ".join(options.only or ()),
+        "first-seed": options.first_seed if options.first_seed != 1 else "",
+        "seeds": options.seeds or "",
+        "size": options.size if options.size != 1.0 else "",
+        "sessions": options.sessions or "",
+    }
+    more = "".join(f" --{name} {value}" for name, value in given.items() if value)
+    if not more:
+        return "make bench-policies-quick" if options.quick else "make bench-policies"
+    return f"python -m bench.policies{' --quick' if options.quick else ''}{more}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="WORKLOAD", help="only these workloads")
     parser.add_argument("--sessions", type=Path, help="folder of recorded coding sessions (default: the one beside)")
     parser.add_argument("--first-seed", type=int, default=1, help="seeds are this one and those after it")
+    parser.add_argument("--seeds", type=int, help="how many (default: 10, or 3 in the quick form)")
+    parser.add_argument("--size", type=float, default=1.0, help="this share of the runs in each simulation")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--out", type=Path, help="folder for policies.md and policies.csv")
     parser.add_argument("--strict", action="store_true", help="end with 1 where a bar is missed")

@@ -38,6 +38,10 @@ class Trial:
     def __call__(self, rate: float, seed: int) -> Setup:
         return self.made(runs=self.runs, rate=rate, seed=seed)
 
+    def sized(self, share: float) -> Trial:
+        """The same with this share of the runs; few enough say nothing, but none at all cannot be simulated."""
+        return replace(self, runs=max(4, round(share * self.runs)))
+
     @property
     def middle(self) -> float:
         return self.loads[len(self.loads) // 2]
@@ -82,12 +86,12 @@ class Plan:
         return self.seeds if trial.name == NL2SQL else self.seeds[: self.search_seeds]
 
 
-def full(sessions: Path | None, *, first_seed: int = 1) -> Plan:
+def full(sessions: Path | None) -> Plan:
     """What documents quote."""
     made = trials(sessions)
     return Plan(
         trials=made,
-        seeds=tuple(range(first_seed, first_seed + 10)),
+        seeds=tuple(range(1, 11)),
         all_loads=True,
         searched=tuple(trial.name for trial in made),
         search_seeds=5,
@@ -95,11 +99,11 @@ def full(sessions: Path | None, *, first_seed: int = 1) -> Plan:
     )
 
 
-def quick(sessions: Path | None, *, first_seed: int = 1) -> Plan:
+def quick(sessions: Path | None) -> Plan:
     """Half of the runs at the middle load with three seeds, and a search on NL2SQL alone."""
     return Plan(
-        trials=tuple(replace(trial, runs=trial.runs // 2) for trial in trials(sessions)),
-        seeds=tuple(range(first_seed, first_seed + 3)),
+        trials=tuple(trial.sized(0.5) for trial in trials(sessions)),
+        seeds=tuple(range(1, 4)),
         all_loads=False,
         searched=(NL2SQL,),
         search_seeds=3,
@@ -115,36 +119,36 @@ def trials(sessions: Path | None) -> tuple[Trial, ...]:
         Trial(
             name=NL2SQL,
             told="NL2SQL, 60 % of the runs interactive (2 times the mean idle run) and 40 % relaxed (5 times)",
-            runs=120,
+            runs=100,
             loads=(0.7, 0.9, 1.1),
             made=_asked,
         ),
         Trial(
             name="nl2sql-repairs",
             told="NL2SQL with 3 rounds of repair for each generation, the same two classes",
-            runs=80,
-            loads=(0.5, 0.6, 0.75),
+            runs=70,
+            loads=(0.5, 0.65, 0.9),
             made=_repaired,
         ),
         Trial(
             name="coding",
             told=f"coding sessions, {origin}, their first {TURNS} turns",
-            runs=60,
+            runs=40,
             loads=(0.09, 0.13, 0.18),
             made=partial(agents, calls=TURNS, longest_pause=PAUSE),
         ),
         Trial(
             name="fan-out",
             told="fan-out: 3 to 8 workers side by side on a shared document, sometimes twice",
-            runs=80,
-            loads=(0.18, 0.24, 0.3),
+            runs=70,
+            loads=(0.14, 0.2, 0.3),
             made=fanout,
         ),
         Trial(
             name=MIXED,
             told="mixed tenants: NL2SQL (60 %), coding sessions (10 %) and fan-out in bursts (30 %)",
-            runs=100,
-            loads=(0.9, 1.2, 1.5),
+            runs=80,
+            loads=(0.8, 1.1, 1.5),
             made=mixed,
         ),
     )

@@ -35,8 +35,9 @@ LEGEND = (
     "To cortex: that share less the default's on the same runs, in points (above 0: better than the default).",
     "Published: a baseline with the routing and admission of its source. On ours: its order of calls alone, over "
     "Cortex' layout, routing and admission.",
-    "An oracle knows what nobody can. Goodput: runs in time per second. p50, p95: of runs. Prefill tokens: computed, "
-    "not found in a cache; a simulation's. Refused: runs at their entry, in a simulation.",
+    "An oracle knows what nobody can. Goodput: runs in time per second. p50, p95: seconds of runs.",
+    "Prefill tokens: those computed in a simulation, not found in a cache. Refused: runs of a simulation, at their "
+    "entry.",
 )
 
 

@@ -48,7 +48,7 @@ def _sustains(measured: Measured) -> Bar:
     kept = found[best].kept
     ratio = ours.kept / kept if kept else math.inf if ours.kept else math.nan
     least = "at least " if math.isinf(ours.lost) else ""
-    said = "none of the baselines sustains the lowest load" if not kept else f"{ratio:.2f} times, {least}"
+    said = f"{least}{ratio:.2f} times" if kept else "no baseline sustains the lowest load"
     return Bar(
         f"on NL2SQL the default sustains at {TARGET:.0%} at least {SUSTAINS} times the load of the best baseline as "
         f"published (stretch: {STRETCH})",
@@ -65,7 +65,7 @@ def _nowhere_behind(measured: Measured) -> Bar:
         f"the default is nowhere more than {100 * BEHIND:g} points behind the best baseline as published",
         not behind,
         tuple(
-            f"{_place(*place)}: {best.contender} is ahead by {points(best.ahead, best.ahead_margin)} points"
+            f"{_place(*place)}: {best.contender} {points(best.ahead, best.ahead_margin)} points to cortex"
             for place, best in behind or places[:1]
         ),
     )
@@ -84,7 +84,7 @@ def _as_good_as_either_layout(measured: Measured) -> Bar:
     shortfalls.sort(key=lambda found: -found[0])
     failing = [said for short, said in shortfalls if short > WITHIN]
     return Bar(
-        f"`adaptive`, the default's layout, is within {WITHIN:.0%} of the better of `isolated` and `shared` everywhere",
+        f"`adaptive` (the default) is within {WITHIN:.0%} of the better of `isolated` and `shared` everywhere",
         not failing,
         tuple(failing or [said for _, said in shortfalls[:1]]),
     )

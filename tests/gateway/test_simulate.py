@@ -194,7 +194,7 @@ def test_who_watches_sees_a_bar() -> None:
 
 
 def test_an_interrupt_ends_it_and_its_processes_at_once() -> None:
-    words = ["simulate", "--runs", "3000", "--seeds", "2", "--rates", "1", "--jobs", "2", "--contenders", "cortex"]
+    words = ["simulate", "--runs", "1500", "--seeds", "2", "--rates", "1", "--jobs", "2", "--contenders", "cortex"]
     command = subprocess.Popen(
         [sys.executable, "-u", "-m", "gateway", *words],
         stdout=subprocess.PIPE,

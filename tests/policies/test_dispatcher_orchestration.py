@@ -1,30 +1,23 @@
-"""The gate, the loans, the budgets, the tenants' accounts and keys that age, as the dispatcher makes use of them."""
+"""The gate, the tenants' accounts and keys that age, as the dispatcher makes use of them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from policies.calls import Call, Estimate, Outcome
-from policies.catalog import Named, PolicySet, make_all
+from policies.catalog import Named, make_all
 from policies.dispatcher import Dispatcher, Limits
 from policies.events import (
     Abort,
-    Action,
     Arrived,
     Drained,
-    Event,
     Failed,
     Finished,
-    FirstToken,
-    Launch,
     Left,
     Refused,
     Scaled,
@@ -37,7 +30,6 @@ from policies.pool import EngineState, PoolSpec
 from policies.priority import bucket
 from policies.protocols import Key, Priority, RunView
 from tests.policies.making import FCFS, Desk, a_call, a_desk, a_pool, nl2sql
-from tests.policies.sequences import POLICIES, POOLS, Life, Op, replayed
 
 ONE_RUN = Named(name="aimd", params=(("start", 1), ("least", 1), ("step", 0)))
 ROOMY = a_pool(sequences=8)
@@ -336,8 +328,19 @@ def test_what_failed_attempts_took_is_on_the_account_too() -> None:
     assert desk.dispatcher.tenants.had("a") == 5.0
 
 
+def test_calls_that_run_side_by_side_share_the_engines_time_second_by_second() -> None:
+    desk = a_desk([a_pool(sequences=2)])
+    long = started(desk, a_call("long", tenant="a"))
+    brief = started(desk, a_call("brief", tenant="b"))
+    desk.now = 4.0  # two seconds each
+    desk.finish(brief)
+    desk.now = 7.0  # and three alone
+    desk.finish(long)
+    assert (desk.dispatcher.tenants.had("a"), desk.dispatcher.tenants.had("b")) == (5.0, 2.0)
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_all_accounts_together_are_the_time_that_the_engine_was_busy(seed: int) -> None:
+def test_the_account_of_a_tenant_alone_is_the_time_that_the_engine_was_busy(seed: int) -> None:
     desk, rng = a_desk([a_pool(sequences=6)]), Random(seed)
     running: list[Start] = []
     busy = 0.0
@@ -348,208 +351,7 @@ def test_all_accounts_together_are_the_time_that_the_engine_was_busy(seed: int) 
         if running and (len(running) == 6 or rng.random() < 0.5):
             desk.finish(running.pop(rng.randrange(len(running))))
         else:
-            running.append(started(desk, a_call(str(number), tenant=rng.choice("ab"), arrived=desk.now)))
+            running.append(started(desk, a_call(str(number), tenant="a", arrived=desk.now)))
     for start in running:
         desk.finish(start)
-    had = desk.dispatcher.tenants.had
-    assert had("a") + had("b") == pytest.approx(busy)
-
-
-# --- loans ---
-
-GATED = dataclasses.replace(
-    FCFS,
-    borrowing=Named(name="gated"),
-    scorers=(Named(name="own_pool", weight=9.0), Named(name="free_work")),
-)
-
-
-def lending_desk(*, guests: int = 1, seats: int = 10, owners: int = 1, **given: int) -> Desk:
-    """A pool `guest` that may borrow from a pool `owner`, both with budgets of 1000."""
-    pools = [
-        a_pool("guest", sequences=guests, work=1000, lenders=("guest", "owner")),
-        a_pool("owner", sequences=seats, work=1000, maximum=4, start=owners, **given),
-    ]
-    return a_desk(pools, policies=GATED)
-
-
-def guest(name: str, work: int = 100, **given: float) -> Call:
-    return a_call(name, pool="guest", prompt_tokens=work, expected_output=0, **given)
-
-
-def owner(name: str, work: int = 100, **given: float) -> Call:
-    return a_call(name, pool="owner", prompt_tokens=work, expected_output=0, **given)
-
-
-def test_borrowed_work_stays_within_its_share_and_the_owner_gets_the_rest() -> None:
-    desk = lending_desk()
-    assert [started(desk, guest(str(n))).engine for n in range(6)] == ["guest/0"] + ["owner/0"] * 5
-    assert desk.arrive(guest("beyond")) is None
-    assert engine(desk, "owner/0").on_loan == 500
-    assert started(desk, owner("own", 500)).engine == "owner/0"
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.tuples(st.sampled_from("ggootf"), st.integers(1, 600)), max_size=60))
-def test_borrowed_work_never_exceeds_its_share_and_is_accounted_for(steps: list[tuple[str, int]]) -> None:
-    desk, running = lending_desk(), dict[str, Start]()
-    for count, (what, number) in enumerate(steps):
-        event: Event = Woken()
-        if what in "go":
-            event = Arrived(call=(guest if what == "g" else owner)(str(count), number))
-        elif running:
-            start = running[sorted(running)[number % len(running)]]
-            event = FirstToken(call=start.call, attempt=start.attempt)
-            if what == "f":
-                del running[start.call]
-                event = Finished(call=start.call, attempt=start.attempt, outcome=Outcome(fate="ok"))
-        running |= {start.call: start for start in desk.tell(event, Start)}
-        lent = engine(desk, "owner/0")
-        assert lent.on_loan == sum(slot.work for slot in lent.slots.values() if slot.borrowed)
-        assert 0.0 <= lent.on_loan <= 500.0
-        assert engine(desk, "guest/0").on_loan == 0.0
-
-
-def test_an_engine_is_not_lent_while_calls_of_its_own_pool_wait() -> None:
-    desk = lending_desk(guests=1)
-    started(desk, guest("at home"))
-    large = started(desk, owner("running", 500))
-    assert desk.arrive(owner("large", 900)) is None
-    assert desk.arrive(guest("guest")) is None
-    assert names(desk.finish(large)) == ["large"]
-    assert desk.dispatcher.pool_view("guest", 0.0).waiting == 1  # the engine is full, but nobody of its own waits
-
-
-def test_the_owners_calls_come_first_however_urgent_a_guest_is() -> None:
-    desk = lending_desk(seats=1)
-    started(desk, guest("at home"))
-    running = started(desk, owner("running"))
-    assert desk.arrive(guest("guest", arrived=0.0)) is None
-    desk.now = 5.0
-    assert desk.arrive(owner("own", arrived=5.0)) is None
-    [start] = desk.finish(running)
-    assert (start.call, start.engine) == ("own", "owner/0")
-    assert names(desk.finish(start)) == ["guest"]
-
-
-def test_a_guest_that_is_not_lent_an_engine_does_not_keep_it_from_others() -> None:
-    desk = lending_desk()
-    started(desk, guest("at home"))
-    assert desk.arrive(guest("too large", 600)) is None
-    assert started(desk, owner("own")).engine == "owner/0"
-
-
-def test_a_guest_gets_what_the_owners_calls_leave_of_a_new_engine_at_once() -> None:
-    desk = lending_desk(seats=4)
-    started(desk, guest("at home"))
-    for number in range(4):
-        started(desk, owner(str(number)))
-    assert desk.arrive(guest("guest")) is None
-    assert desk.arrive(owner("own")) is None
-    [name] = [launch.engine for launch in desk.tell(Scaled(pool="owner", engines=2), Launch)]
-    assert sorted(names(desk.up(name))) == ["guest", "own"]
-
-
-# --- budgets ---
-
-
-def test_an_adaptive_budget_that_grows_makes_room_and_one_that_shrinks_takes_it() -> None:
-    params = (("start", 1000), ("least", 100), ("most", 9000), ("grow", 2), ("cut", 0.5), ("period", 5))
-    policies = dataclasses.replace(FCFS, budget=Named(name="adaptive", params=params))
-    desk = a_desk([a_pool(sequences=9)], policies=policies)
-    first = started(desk, a_call("first", expected_output=200))
-    assert desk.arrive(a_call("second", expected_output=200)) is None
-    desk.tell(Woken(), Start)
-    assert engine(desk, "p/0").budget == 1000
-    desk.now = 5.0
-    assert names(desk.tell(Woken(), Start)) == ["second"]
-    assert engine(desk, "p/0").budget == 2000
-    desk.tell(FirstToken(call="first", attempt=first.attempt), Start)  # after five seconds: congested
-    desk.now = 10.0
-    desk.tell(Woken(), Start)
-    assert engine(desk, "p/0").budget == 1000
-    assert desk.arrive(a_call("third", expected_output=1)) is None
-    assert names(desk.finish(first)) == ["third"]
-
-
-def test_the_pools_own_bound_holds_under_any_budget() -> None:
-    params = (("start", 5000), ("least", 5000))
-    policies = dataclasses.replace(FCFS, budget=Named(name="adaptive", params=params))
-    desk = a_desk([a_pool(sequences=9, work=1000)], policies=policies)
-    started(desk, a_call("first", expected_output=200))
-    assert desk.arrive(a_call("second", expected_output=200)) is None
-
-
-# --- whatever happens ---
-
-SLOT_OF_ALL = PolicySet(
-    priority=Named(name="hexagent"),
-    budget=Named(name="adaptive", params=(("start", 3000), ("least", 1000), ("most", 5000))),
-    borrowing=Named(name="gated"),
-    scorers=(Named(name="least_delay"),),
-)
-GATES = (
-    Named(name="aimd", params=(("start", 2), ("least", 1))),
-    Named(name="pause_restore", params=(("share", 0.5),)),
-)
-
-
-@dataclass
-class Orchestrated(Life):
-    """A life under a gate, budgets and loans; what is parked stands in no queue."""
-
-    def feed(self, event: Event) -> None:
-        self._step(event)
-
-    def _note_action(self, action: Action, *, mid_run: bool) -> None:
-        if isinstance(action, Wake):
-            self.wake = action.at
-        else:
-            super()._note_action(action, mid_run=mid_run)
-        if isinstance(action, Start):
-            self._note_room(engine_of(self.dispatcher, action.engine))
-
-    def _note_room(self, state: EngineState) -> None:
-        assert len(state.slots) == 1 or state.work <= state.budget
-        assert state.on_loan <= 0.5 * min(state.budget, state.limits.work)
-
-    def _check_pool(self, pool: str, spec: PoolSpec) -> None:
-        waiting = [self.calls[call] for call in self.waiting if self.calls[call].pool == pool]
-        view, gate = self.dispatcher.pool_view(pool, self.now), self.dispatcher.gate
-        assert view.waiting == len(waiting)
-        queued = sum(self.dispatcher.waiting_by_stage(pool).values())
-        assert (queued, gate.parked(pool)) == (len(waiting) - gate.parked(pool), len(waiting) - queued)
-        assert not gate.parked("sql")
-        for state in self.dispatcher.fleet.of(pool):
-            assert state.on_loan == sum(slot.work for slot in state.slots.values() if slot.borrowed) >= 0.0
-
-
-def engine_of(dispatcher: Dispatcher, name: str) -> EngineState:
-    state = dispatcher.fleet.get(name)
-    assert state is not None
-    return state
-
-
-def a_dispatcher(gate: Named) -> Dispatcher:
-    policies = POLICIES | dict.fromkeys(("gen", "fix"), SLOT_OF_ALL)
-    limits = Limits(runs=40, run_idle=60.0)
-    return a_desk(
-        POOLS.values(), policies=policies, workflows=[nl2sql()], limits=limits, gate=gate, start=False
-    ).dispatcher
-
-
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.name)
-@settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
-)
-@given(ops=st.lists(st.tuples(st.integers(0, 41), st.integers(0, 2**16)), min_size=40, max_size=150))
-def test_under_gate_budgets_and_loans_no_call_is_lost_or_doubled(gate: Named, ops: list[Op]) -> None:
-    life = Orchestrated(a_dispatcher(gate))
-    life.begin()
-    for op in ops:
-        life.do(op)
-    life.end()
-    assert all(not state.on_loan for state in life.dispatcher.fleet)
-    assert all(life.dispatcher.gate.parked(pool) == 0 for pool in POOLS)
-    assert all(earlier <= later for earlier, later in pairwise(now for _, now, _ in life.steps))
-    assert replayed(life.steps, a_dispatcher(gate)) is None
+    assert desk.dispatcher.tenants.had("a") == pytest.approx(busy)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from policies.catalog import Named, PolicySet
 from policies.events import Arrived, Left, Start
+from tests.policies.layouts import BUDGETS, GATES, LAYOUTS, ORDERS, Setting, lived_under
 from tests.policies.making import a_call, a_desk, a_pool
 from tests.policies.sequences import Op, a_dispatcher, digest, lived, replayed, some_ops
 
@@ -29,6 +30,32 @@ moderately = settings(
 def test_no_order_of_events_loses_or_doubles_anything(ops: list[Op]) -> None:
     steps = lived(ops).steps
     assert replayed(steps, a_dispatcher()) is None, "the same events gave other actions"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(
+    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+@given(
+    ops=any_life,
+    order=st.sampled_from(list(ORDERS)),
+    gate=st.sampled_from(list(GATES)),
+    budget=st.sampled_from(list(BUDGETS)),
+)
+def test_under_any_layout_order_gate_and_budget_nothing_is_lost_doubled_passed_or_owed(
+    layout: str, order: str, gate: str, budget: str, ops: list[Op]
+) -> None:
+    setting = Setting(layout=layout, order=order, gate=gate, budget=budget)
+    steps = lived_under(setting, ops).steps
+    assert replayed(steps, setting.dispatcher()) is None
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_long_life_under_any_layout_and_order_can_be_lived_again(layout: str, order: str) -> None:
+    setting = Setting(layout=layout, order=order, gate="aimd")
+    steps = lived_under(setting, some_ops(1, 250)).steps
+    assert replayed(steps, setting.dispatcher()) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
