@@ -6,10 +6,10 @@ CONFIG ?= config.yaml
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format lock clean
+.PHONY: help demo serve test check format bench-policies bench-policies-quick lock clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run ## 60 questions through an NL2SQL agent, under three pool layouts, with a table at the end
 	@$(BIN)/cortex demo
@@ -33,6 +33,12 @@ check: $(VENV)/.dev ## ruff, mypy --strict and the import contracts
 
 format: $(VENV)/.dev ## let ruff format and mend the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench-policies: $(VENV)/.run ## Cortex against every baseline on five workloads, in under 25 minutes (ARGS="--out DIR")
+	@$(BIN)/python -m bench.policies --jobs $(JOBS) $(ARGS)
+
+bench-policies-quick: $(VENV)/.run ## the same with fewer seeds, runs and loads, in under 3 minutes
+	@$(BIN)/python -m bench.policies --quick --jobs $(JOBS) $(ARGS)
 
 lock: ## resolve the dependencies anew into the two lock files (needs uv)
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra demo --group build pyproject.toml -o requirements.lock

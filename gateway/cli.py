@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="60 questions through an NL2SQL agent, under three pool layouts", add_help=False
     )
     demo.set_defaults(run=_demo)
+    _add_virtual(commands)
+    return parser
+
+
+def _add_virtual(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The commands for which no gateway runs."""
     simulate = commands.add_parser(
         "simulate",
         help="policies against each other, in virtual time",
@@ -91,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
         help="where other policies would have acted otherwise",
     )
     replay.set_defaults(run=_replay)
-    return parser
 
 
 def read_config(path: Path, environ: Mapping[str, str] = os.environ, overrides: Sequence[Override] = ()) -> Config:

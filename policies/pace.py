@@ -21,7 +21,9 @@ PRESSURE_MOST = 0.9
 
 
 class Line:
-    """y = base + slope · x over the last observations, drawn towards what was believed before; neither is negative.
+    """y = base + slope · x over the last observations; neither is negative.
+
+    The slope is drawn to what was believed before where x hardly varies, the base only until enough has been seen.
     """
 
     def __init__(self, base: float, slope: float, typical: float) -> None:
@@ -30,6 +32,7 @@ class Line:
         self.slope = slope
         self._assumed, self._believed = base, slope
         self._inertia = BELIEF * typical * typical
+        self._belief = BELIEF
         self._weight = 0.0
         self._x = self._y = self._xx = self._xy = 0.0
 
@@ -44,7 +47,8 @@ class Line:
         self._xx = self._xx * keep + dx * (x - self._x)
         self._xy = self._xy * keep + dx * (y - self._y)
         self.slope = max(0.0, (self._xy + self._inertia * self._believed) / (self._xx + self._inertia))
-        trust = self._weight / (self._weight + BELIEF)
+        self._belief *= keep
+        trust = self._weight / (self._weight + self._belief)
         self.base = (1.0 - trust) * self._assumed + trust * max(0.0, self._y - self.slope * self._x)
 
 
@@ -75,9 +79,14 @@ class Pace:
 
     def learn(self, outcome: Outcome, *, computed: float, crowd: float, pressure: float) -> None:
         """Take in a call that has ended, whose first token came after `computed` tokens of prompts, its own and those
-        before it; `crowd` and `pressure` are those of its time, in the mean."""
-        if outcome.first_token is None or outcome.output_tokens < 2:
+        before it; `crowd` and `pressure` are those of its time, in the mean. Of an answer that came in one piece, the
+        time to the first token is what it should have been."""
+        if outcome.output_tokens < 2:
             return
-        self._first.observe(computed, outcome.first_token)
-        each = (outcome.total - outcome.first_token) / (outcome.output_tokens - 1)
+        first = outcome.first_token
+        if first is None:
+            first = min(outcome.total, computed * self.prefill)
+        else:
+            self._first.observe(computed, first)
+        each = (outcome.total - first) / (outcome.output_tokens - 1)
         self._step.observe(crowd, each * (1.0 - pressure))

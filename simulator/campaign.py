@@ -109,7 +109,7 @@ class Task:
 
 def campaign(
     choice: Choice, rates: Sequence[float], seeds: Sequence[int], entrants: Sequence[Entrant], *, jobs: int
-) -> Generator[Finding]:
+) -> Generator[Finding, None, None]:
     """Every entrant at every rate with every seed, in this order whatever ends first, in so many processes."""
     loads = [(rate, seed) for rate in rates for seed in seeds]
     # Where there are fewer loads than processes, those of one load are shared out.

@@ -74,6 +74,9 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Plan:
         sessions = SESSIONS if SESSIONS.is_dir() else None
     elif not any(sessions.glob("*.json")):
         parser.error(f"--sessions: there are no recordings (*.json) in {sessions}")
+    for name in ("seeds", "size", "jobs"):
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            parser.error(f"--{name} must be more than 0")
     plan = (quick if options.quick else full)(sessions)
     names = [trial.name for trial in plan.trials]
     if unknown := set(options.only or ()) - set(names):

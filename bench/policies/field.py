@@ -148,7 +148,7 @@ def trials(sessions: Path | None) -> tuple[Trial, ...]:
             name=MIXED,
             told="mixed tenants: NL2SQL (60 %), coding sessions (10 %) and fan-out in bursts (30 %)",
             runs=80,
-            loads=(0.8, 1.1, 1.5),
+            loads=(0.8, 1.1, 1.8),
             made=mixed,
         ),
     )

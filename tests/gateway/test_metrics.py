@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ from backends.emulated.server import serve
 from tests.gateway import shop
 from tests.gateway.support import Running, attached, chat, metric, running, settled, until, written
 
+ROOT = Path(__file__).parents[2]
 CHAT = "/v1/chat/completions"
 
 
@@ -150,6 +152,14 @@ async def test_no_client_can_make_new_series(tmp_path: Path) -> None:
         after = (await shown(up)).keys()
         assert after == before
         assert metric(up.gateway, "cortex_runs") <= 100
+
+
+async def test_the_page_has_every_metric(tmp_path: Path) -> None:
+    told = re.findall(r"^\| `(cortex_\w+)` \|", (ROOT / "docs" / "observing.md").read_text(), re.MULTILINE)
+    async with shop.shop(tmp_path) as site:
+        families = list(site.up.gateway.metrics.registry.collect())
+    names = [family.name + "_total" * (family.type == "counter") for family in families]
+    assert sorted(told) == sorted(names)
 
 
 async def test_these_are_all_the_metrics(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.calls import Outcome
+from policies.calls import Fate, Kind, Outcome
+from policies.events import Finished, Start
 from policies.pace import FIXED, PREFILL, PRESSURE_MOST, SEQUENCE, Line, Pace
 from policies.pool import INFLOW_MEMORY, EngineLimits, EngineState, Slot
-from tests.policies.making import Desk, a_call, a_desk, a_pool
+from tests.policies.making import a_call, a_desk, a_pool
 
 PARTS = [(0.02, 2e-4, 1e-4), (0.006, 5e-5, 2e-5), (0.08, 1e-3, 6e-4)]
 """Seconds of a step, more for each sequence in it, and for each token of prompt: three kinds of engines."""
@@ -153,15 +154,22 @@ def test_an_engine_learns_from_what_was_computed_before_a_calls_first_token() ->
     assert state.pace.prefill == pytest.approx(3e-4, rel=0.1)
 
 
-def served(desk: Desk, name: str, **given: Any) -> float:
-    """What is believed of a token of prompt after one more call; its first token came at an implausible time."""
-    start = desk.arrive(a_call(name, pool=given.pop("pool", "a"), prompt_tokens=5000, expected_output=10))
-    assert start is not None
-    return 0.0
-
-
 def test_all_engines_of_a_pool_share_one_pace_and_other_pools_have_their_own() -> None:
     desk = a_desk([a_pool("a", start=2, maximum=2), a_pool("b")])
     paces = {engine.name: engine.pace for engine in desk.dispatcher.fleet}
     assert paces["a/0"] is paces["a/1"]
     assert paces["a/0"] is not paces["b/0"]
+
+
+@pytest.mark.parametrize(
+    ("fate", "kind", "learned"), [("ok", "llm", True), ("error", "llm", False), ("ok", "sql", False)]
+)
+def test_only_answers_of_language_models_tell_of_the_pace(fate: Fate, kind: Kind, learned: bool) -> None:
+    desk = a_desk([a_pool()])
+    start = desk.arrive(a_call(kind=kind, prompt_tokens=5000))
+    assert isinstance(start, Start)
+    desk.now = 60.0
+    outcome = Outcome(fate=fate, first_token=50.0, total=60.0, output_tokens=10)
+    desk.tell(Finished(call="c", attempt=start.attempt, outcome=outcome), Start)
+    [engine] = desk.dispatcher.fleet
+    assert (engine.pace.decode(1.0, 1.0, 0.0) > FIXED + SEQUENCE) is learned

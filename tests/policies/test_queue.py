@@ -217,3 +217,93 @@ def test_a_clock_that_stands_still_does_not_spin_a_key_that_ages() -> None:
     assert queue.head(0.0) is entry
     assert entry.key.until is not None
     assert entry.key.until > 0.0
+
+
+# --- the head that is kept, against a model that keeps nothing ---
+
+
+def renewed(entry: Waiting, now: float) -> Key:
+    """A key that ages, and asks to be made anew; its bounds stay."""
+    return Key(
+        start=((entry.order * 7 + now) % 5,),
+        bucket=0,
+        lost_at=entry.key.lost_at,
+        starve_at=entry.key.starve_at,
+        until=now + 1.5,
+    )
+
+
+class Model:
+    """A queue that looks through all its calls whenever it is asked."""
+
+    def __init__(self) -> None:
+        self.keys: dict[int, Key] = {}
+        self.starved: set[int] = set()
+
+    def put(self, order: int, key: Key, now: float) -> None:
+        self.keys[order] = key
+        self.starved.discard(order)
+        if key.starve_at is not None and key.starve_at <= now:
+            self.starved.add(order)
+
+    def remove(self, order: int) -> None:
+        del self.keys[order]
+        self.starved.discard(order)
+
+    def head(self, entries: list[Waiting], now: float) -> int | None:
+        for order, key in self.keys.items():
+            if order not in self.starved and key.until is not None and key.until <= now:
+                self.keys[order] = renewed(entries[order], now)
+            if key.starve_at is not None and key.starve_at <= now:
+                self.starved.add(order)
+        return min(self.keys, key=lambda order: self._place(order, now), default=None)
+
+    def _place(self, order: int, now: float) -> tuple[int, float, int]:
+        key = self.keys[order]
+        if key.starve_at is not None and key.starve_at <= now:
+            return STARVED, key.starve_at, order
+        return LOST if key.lost_at is not None and key.lost_at <= now else LIVE, key.start[0], order
+
+
+steps = st.tuples(
+    st.sampled_from(("push", "push", "remove", "rekey", "head", "advance")),
+    st.integers(0, 11),
+    st.integers(0, 5).map(float),
+    moments,
+    moments,
+    moments,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(st.lists(steps, max_size=60))
+def test_the_head_is_the_one_that_a_search_of_all_calls_finds(
+    steps: list[tuple[str, int, float, float | None, float | None, float | None]],
+) -> None:
+    queue, model, now = StageQueue(renewed), Model(), 0.0
+    entries = [waiting(order) for order in range(12)]
+    for what, order, start, lost, starve, until in steps:
+        entry = entries[order]
+        key = Key(start=(start,), bucket=0, lost_at=lost, starve_at=starve, until=until)
+        if what == "push" and not entry.queued:
+            entry.key = key
+            queue.push(entry, now)
+            model.put(order, key, now)
+        elif what == "remove" and entry.queued:
+            queue.remove(entry)
+            model.remove(order)
+        elif what == "rekey" and entry.queued:
+            queue.rekey(entry, key, now)
+            model.put(order, key, now)
+        elif what == "advance":
+            now += start / 2
+        if what in ("head", "remove", "rekey"):
+            head = queue.head(now)
+            assert (None if head is None else head.order) == model.head(entries, now)
+        assert len(queue) == len(model.keys)
+    while (head := queue.head(now)) is not None:
+        assert head.order == model.head(entries, now)
+        queue.remove(head)
+        model.remove(head.order)
+        now += 0.5
+    assert not model.keys
