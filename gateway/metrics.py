@@ -65,7 +65,9 @@ class Metrics:
             "cortex_engine_prefix_tokens", "Tokens that an engine is believed to hold.", ["engine"], registry=own
         )
         self.gate_window = Gauge(
-            "cortex_gate_window", "Runs that may be under way; tokens of their contexts (pause_restore).", registry=own
+            "cortex_gate_window",
+            "Runs that may be under way; tokens of their contexts (pause_restore).",
+            registry=own,
         )
         self.gate_active = Gauge("cortex_gate_active", "Runs that the gate has let through.", registry=own)
         self.gate_parked = Gauge("cortex_gate_parked", "Calls parked with their runs.", ["pool"], registry=own)

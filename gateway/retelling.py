@@ -42,7 +42,7 @@ def retell(path: Path, chosen: Chosen, say: Say) -> int:
 
 
 def _check(path: Path, plan: Blueprint, say: Say) -> bool:
-    say(f"{path}: {len(plan.pools)} pools ({', '.join(plan.pools)})")
+    say(f"{path}: of a gateway with the pools {', '.join(plan.pools)}")
     if _cut_off(path):
         say("its last line is cut off, and left out")
     divergence = replay(path, plan.dispatcher())

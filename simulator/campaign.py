@@ -126,16 +126,15 @@ def campaign(
     executor = ProcessPoolExecutor(min(jobs, len(tasks)))
     try:
         carried_out = executor.map(Task.done, tasks)
-    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    try:
         for found in carried_out:
             yield from found
     except BaseException:
         for process in set(active_children()) - others:
-            process.terminate()
+            process.kill()
         raise
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         executor.shutdown(cancel_futures=True)
 
 

@@ -18,7 +18,7 @@ from simulator.workloads.nl2sql import nl2sql
 CLASSES = ((0.6, 2.0), (0.4, 5.0))
 """Six in ten who ask a database wait for the answer; the others want a report, which may take 2.5 times as long."""
 REPAIRS = 3.0
-TURNS, PAUSE = 20, 15.0
+TURNS, PAUSE = 16, 10.0
 """Sessions are cut after so many turns, and their pauses at so many seconds: otherwise they outlast the arrivals."""
 NL2SQL, MIXED = "nl2sql", "mixed"
 """Workloads of which more is asked than of the others."""
@@ -94,7 +94,7 @@ def full(sessions: Path | None) -> Plan:
         seeds=tuple(range(1, 11)),
         all_loads=True,
         searched=tuple(trial.name for trial in made),
-        search_seeds=5,
+        search_seeds=4,
         search_steps=3,
     )
 
@@ -113,7 +113,6 @@ def quick(sessions: Path | None) -> Plan:
 
 def trials(sessions: Path | None) -> tuple[Trial, ...]:
     """The five workloads; coding sessions are those recorded in a folder where one is given, else drawn like them."""
-    agents = coding_like if sessions is None else partial(coding, sessions)
     origin = "drawn with the statistics of recorded ones" if sessions is None else "recorded"
     return (
         Trial(
@@ -126,16 +125,16 @@ def trials(sessions: Path | None) -> tuple[Trial, ...]:
         Trial(
             name="nl2sql-repairs",
             told="NL2SQL with 3 rounds of repair for each generation, the same two classes",
-            runs=70,
+            runs=60,
             loads=(0.5, 0.65, 0.9),
             made=_repaired,
         ),
         Trial(
             name="coding",
             told=f"coding sessions, {origin}, their first {TURNS} turns",
-            runs=40,
-            loads=(0.09, 0.13, 0.18),
-            made=partial(agents, calls=TURNS, longest_pause=PAUSE),
+            runs=60,
+            loads=(0.055, 0.075, 0.1),
+            made=partial(_coded, sessions),
         ),
         Trial(
             name="fan-out",
@@ -157,6 +156,11 @@ def trials(sessions: Path | None) -> tuple[Trial, ...]:
 def _asked(*, runs: int, rate: float, seed: int) -> Setup:
     made = nl2sql(runs=runs, rate=rate, seed=seed, deadlines=CLASSES)
     return made.sized(generate=4, revise=1, light=3)
+
+
+def _coded(sessions: Path | None, *, runs: int, rate: float, seed: int) -> Setup:
+    agents = coding_like if sessions is None else partial(coding, sessions)
+    return agents(runs=runs, rate=rate, seed=seed, calls=TURNS, longest_pause=PAUSE).sized(coder=3)
 
 
 def _repaired(*, runs: int, rate: float, seed: int) -> Setup:

@@ -107,7 +107,7 @@ def _ahead_where_mixed(measured: Measured) -> Bar:
 
 def points(value: float, margin: float) -> str:
     """A difference of attainments in points, with its margin where there is one."""
-    return f"{100 * value:+.1f}" + ("" if math.isnan(margin) else f" ± {100 * margin:.1f}")
+    return f"{round(100 * value, 1) + 0.0:+.1f}" + ("" if math.isnan(margin) else f" ± {100 * margin:.1f}")
 
 
 def _place(workload: str, load: float) -> str:

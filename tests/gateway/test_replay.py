@@ -50,7 +50,7 @@ def test_it_says_that_the_record_is_right_and_what_came_of_the_runs(
 ) -> None:
     late = a_run("late", 13.0, a_statement(1.0), budget=2.0)
     out = told(capsys, str(a_journal(tmp_path, (*RUSH, late))))
-    assert "2 pools (db, llm)\nreplayed: every decision comes out as it is recorded" in out
+    assert "of a gateway with the pools db, llm\nreplayed: every decision comes out as it is recorded" in out
     assert "runs of w: 4, 3 of 4 with their last answer in time" in out
     assert "calls: 4 arrived, 4 answered, 0 under way at the end" in out
     # The others begin 4, 8 and 12 seconds after they came.
@@ -133,6 +133,14 @@ def test_the_first_other_decision_is_named_with_its_line_and_what_would_have_bee
     assert re.search(r"instead: start urgent\S* \(ask of w urgent\.0\) on db/0, after 3\.000 s in the queue", out)
     assert "the same starts, refusals and engines for" in out
     assert "1 starts among them" in out
+
+
+def test_what_another_admission_would_have_refused_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopeless = a_run("hopeless", 13.0, a_statement(5.0), budget=0.5)
+    out = told(capsys, str(a_journal(tmp_path, (*RUSH, hopeless))), "--set", "admission=predicted_wait")
+    assert re.search(r"recorded: nothing\n +instead: refuse hopeless\S* \(ask of w hopeless\.0\): late", out)
 
 
 def test_the_policies_that_were_there_decide_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,22 +195,23 @@ def test_who_watches_sees_a_bar() -> None:
 
 def test_an_interrupt_ends_it_and_its_processes_at_once() -> None:
     words = ["simulate", "--runs", "1500", "--seeds", "2", "--rates", "1", "--jobs", "2", "--contenders", "cortex"]
-    command = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-u", "-m", "gateway", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
         cwd=Path(__file__).parents[2],
-    )
-    try:
-        while len(children := children_of(command.pid)) < 2:
-            with pytest.raises(subprocess.TimeoutExpired):
-                command.wait(0.05)
-        os.killpg(command.pid, signal.SIGINT)
-        out, err = command.communicate(timeout=30)
-    finally:
-        command.kill()
+    ) as command:
+        try:
+            while len(children := children_of(command.pid)) < 2:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    command.wait(0.05)
+            os.killpg(command.pid, signal.SIGINT)
+            out, err = command.communicate(timeout=60)
+        finally:
+            if command.poll() is None:
+                os.killpg(command.pid, signal.SIGKILL)
     assert (command.returncode, out, err) == (130, "", "")
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 

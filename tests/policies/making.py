@@ -147,3 +147,26 @@ def a_desk(
         if start:
             desk.scale(spec.name, spec.start)
     return desk
+
+
+def started(desk: Desk, call: Call) -> Start:
+    """The start of a call that is served at once."""
+    start = desk.arrive(call)
+    assert isinstance(start, Start)
+    return start
+
+
+def order_of_service(desk: Desk, running: Start) -> list[str]:
+    """Let the one running call end, and then each that starts in its place; who came in which order."""
+    served = []
+    following = desk.finish(running)
+    while following:
+        [running] = following
+        served.append(running.call)
+        following = desk.finish(running)
+    return served
+
+
+def a_step(number: int, stage: str = "generate", **given: Any) -> Call:
+    """A call of the one run `r` of the workflow `nl2sql`."""
+    return a_call(f"c{number}", **{"run": "r", "workflow": "nl2sql", "stage": stage} | given)

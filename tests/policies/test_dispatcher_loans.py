@@ -13,15 +13,9 @@ from policies.calls import Call, Outcome
 from policies.catalog import Named
 from policies.events import Arrived, Event, Finished, FirstToken, Launch, Scaled, Start, Woken
 from policies.pool import EngineState
-from tests.policies.making import FCFS, Desk, a_call, a_desk, a_pool
+from tests.policies.making import FCFS, Desk, a_call, a_desk, a_pool, started
 
 ROOMY = a_pool(sequences=8)
-
-
-def started(desk: Desk, call: Call) -> Start:
-    start = desk.arrive(call)
-    assert isinstance(start, Start)
-    return start
 
 
 def names(starts: Iterable[Start]) -> list[str]:

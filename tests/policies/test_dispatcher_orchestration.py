@@ -29,16 +29,10 @@ from policies.gate import PARKED_MOST
 from policies.pool import EngineState, PoolSpec
 from policies.priority import bucket
 from policies.protocols import Key, Priority, RunView
-from tests.policies.making import FCFS, Desk, a_call, a_desk, a_pool, nl2sql
+from tests.policies.making import FCFS, Desk, a_call, a_desk, a_pool, nl2sql, started
 
 ONE_RUN = Named(name="aimd", params=(("start", 1), ("least", 1), ("step", 0)))
 ROOMY = a_pool(sequences=8)
-
-
-def started(desk: Desk, call: Call) -> Start:
-    start = desk.arrive(call)
-    assert isinstance(start, Start)
-    return start
 
 
 def names(starts: Iterable[Start]) -> list[str]:

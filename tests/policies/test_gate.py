@@ -348,11 +348,7 @@ def test_a_parked_run_whose_context_grows_falls_back() -> None:
 
 # --- whatever happens ---
 
-POLICIES: list[GatePolicy] = [
-    Aimd(start=2, least=1),
-    Aimd(start=3, least=1, cut=0.7, pausing=0),
-    PauseRestore(buffer=50.0),
-]
+POLICIES: list[GatePolicy] = [Aimd(start=2, least=1), Aimd(start=3, least=1, pausing=0), PauseRestore(buffer=50.0)]
 LOADS = [CALM, BETWEEN, BUSY_BUT_WARM, THRASHING, Load(kv_tokens=900), Load(kv_tokens=100)]
 
 

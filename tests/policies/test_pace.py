@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -88,15 +88,29 @@ def test_where_all_calls_are_alike_what_they_took_is_still_told() -> None:
     assert pace.prefill == pytest.approx(PREFILL, rel=0.1), "nothing tells the prompt from the rest"
 
 
-def test_calls_that_tell_nothing_teach_nothing() -> None:
+def test_an_answer_of_one_token_teaches_nothing() -> None:
     pace = Pace()
-    silent: list[dict[str, Any]] = [
-        {"first_token": None, "output_tokens": 50},
-        {"first_token": 9.0, "output_tokens": 1},
-    ]
-    for told in silent:
-        pace.learn(Outcome(fate="ok", total=10.0, **told), computed=10.0, crowd=1.0, pressure=0.0)
+    pace.learn(
+        Outcome(fate="ok", total=10.0, first_token=9.0, output_tokens=1), computed=10.0, crowd=1.0, pressure=0.0
+    )
     assert (pace.prefill, pace.decode(1.0, 0.0, 0.0)) == (PREFILL, FIXED)
+
+
+def test_answers_in_one_piece_teach_the_steps_as_far_as_the_prompt_is_known() -> None:
+    rng, pace = Random(3), Pace()
+    for _ in range(600):
+        computed, crowd = rng.uniform(100.0, 8000.0), rng.uniform(1.0, 40.0)
+        whole = answer(computed, crowd, 0.3, (0.03, 1e-3, PREFILL), 200)
+        pace.learn(replace(whole, first_token=None), computed=computed, crowd=crowd, pressure=0.3)
+    assert pace.prefill == PREFILL
+    assert pace.decode(100.0, 20.0, 0.0) == pytest.approx(100 * 0.05, rel=0.1)
+
+
+def test_an_answer_in_one_piece_that_came_sooner_than_its_prompt_takes_leaves_nothing_negative() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.learn(Outcome(fate="ok", total=0.1, output_tokens=20), computed=1e9, crowd=1.0, pressure=0.0)
+    assert 0.0 <= pace.decode(1.0, 1.0, 0.0) < FIXED
 
 
 @pytest.mark.parametrize("rate", [0.0, 100.0, 1e4, 1e12])

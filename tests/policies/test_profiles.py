@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
-from typing import Any
 
 import pytest
 
-from policies.calls import Call, Estimate, Fate, Knobs, Outcome
+from policies.calls import Estimate, Fate, Knobs, Outcome
 from policies.profile import MEMORY, TRUSTED, WINDOW
-from policies.profiles import LIMIT, PRIOR_OUTPUT, REFRESH_FIRST, REFRESH_MOST, WORKFLOWS, Profiles
+from policies.profiles import PRIOR_OUTPUT, REFRESH_FIRST, REFRESH_MOST, Profiles
 from policies.runs import Runs
-from policies.snapshot import ProfileError
-from policies.transitions import DEEP, OVER, Transition
+from policies.transitions import DEEP, OVER
 from policies.workflow import Edge, Stage, Workflow
-from tests.policies.making import a_call, a_pool, nl2sql
-
-POOLS = {
-    pool.name: pool
-    for pool in (
-        a_pool("gen", prior_service=2.0),
-        a_pool("fix", prior_service=3.0),
-        a_pool("sql", kind="sql", prior_service=0.5),
-    )
-}
-
-
-def some_profiles() -> Profiles:
-    return Profiles(POOLS, {"nl2sql": nl2sql()})
+from tests.policies.learning import POOLS, at, expected, learn, some_profiles, step
+from tests.policies.making import nl2sql
 
 
 def hardly_bounded() -> Profiles:
@@ -38,31 +22,6 @@ def hardly_bounded() -> Profiles:
     plain = nl2sql()
     stages = {name: replace(stage, visits=1000) for name, stage in plain.stages.items()}
     return Profiles(POOLS, {"nl2sql": replace(plain, stages=stages)})
-
-
-def at(stage: str = "generate", **given: Any) -> Call:
-    return a_call(**{"pool": "gen", "workflow": "nl2sql", "stage": stage} | given)
-
-
-def learn(profiles: Profiles, call: Call, service: float, *, visit: int = 1, times: int = TRUSTED) -> None:
-    for _ in range(times):
-        profiles.observe(call, visit, Outcome(fate="ok", total=service, output_tokens=round(service * 10)))
-
-
-def expected(profiles: Profiles, call: Call, *, visit: int = 1) -> Estimate:
-    return profiles.estimate(call, visit)
-
-
-def step(stage: str, following: str, *, workflow: str = "nl2sql", fate: Fate = "ok", width: int = 1) -> Transition:
-    return Transition(
-        workflow=workflow,
-        stage=stage,
-        visit=1,
-        following=following,
-        next_visit=0 if following == OVER else 1,
-        fate=fate,
-        width=width,
-    )
 
 
 def test_of_an_unknown_stage_the_pools_prior_is_believed() -> None:
@@ -336,131 +295,3 @@ def test_prompt_tokens_that_no_cache_had_are_learned_where_the_engine_says_so() 
         profiles.observe(call, 1, Outcome(fate="ok", total=1.0, prompt_tokens=900, cached_tokens=cached))
     seen = view.profile.prefill.all()
     assert (seen.total, seen.quantile(0.1), seen.quantile(1.0)) == pytest.approx((2, 0.0, 100), rel=0.05)
-
-
-# --- bounds, and keeping --------------------------------------------------------------------------------------
-
-
-def test_workflows_that_are_not_configured_are_bounded_and_the_least_used_go_first() -> None:
-    profiles = some_profiles()
-    for number in range(3 * WORKFLOWS):
-        profiles.learn(step("generate", "execute"))
-        profiles.learn(step("a", "b", workflow=f"w{number}"))
-    kept: Any = profiles.dump()["workflows"]
-    assert {one["workflow"] for one in kept} == {"nl2sql", *(f"w{2 * WORKFLOWS + i}" for i in range(WORKFLOWS))}
-
-
-def taught() -> Profiles:
-    profiles, rng = some_profiles(), Random(11)
-    for number in range(300):
-        stage = ("generate", "fix", "elsewhere")[number % 3]
-        outcome = Outcome(
-            fate="ok" if rng.random() < 0.9 else "empty",
-            total=rng.lognormvariate(0, 1),
-            output_tokens=rng.randrange(500),
-            prompt_tokens=2000,
-            cached_tokens=rng.randrange(2000),
-        )
-        profiles.observe(at(stage), 1 + number % 4, outcome)
-        profiles.learn(step(stage, "execute", width=1 + number % 3))
-    return profiles
-
-
-def test_profiles_are_read_back_as_they_were_and_go_on_alike() -> None:
-    profiles, again = taught(), some_profiles()
-    again.load(json.loads(json.dumps(profiles.dump())))
-    assert again.dump() == profiles.dump()
-    for one in (profiles, again):
-        for number in range(500):
-            one.observe(at("fix"), 1, Outcome(fate="ok", total=1.0 + number % 7))
-    assert again.dump() == profiles.dump()
-    assert expected(again, at("fix")).service == expected(profiles, at("fix")).service
-
-
-def test_what_remains_is_known_again_as_soon_as_profiles_are_read_back() -> None:
-    again = some_profiles()
-    again.load(taught().dump())
-    estimate = expected(again, at("generate"))
-    assert estimate.known
-    assert estimate.remaining != expected(some_profiles(), at("generate")).remaining
-
-
-def damaged(data: dict[str, Any], place: tuple[str | int, ...], value: object) -> dict[str, Any]:
-    """The data with another value at a place; a value of `...` takes it out."""
-    data = json.loads(json.dumps(data))
-    target: Any = data
-    for key in place[:-1]:
-        target = target[key]
-    if value is ...:
-        del target[place[-1]]
-    else:
-        target[place[-1]] = value
-    return data
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "words"),
-    [
-        (("version",), 2, "version: is 2, and only 1 can be read"),
-        (("version",), ..., "version: missing"),
-        (("profiles",), {}, "profiles: must be a list of at most 4096"),
-        (("profiles", 0), 7, "profiles[0].pool: missing"),
-        (("profiles", 0, "pool"), 7, "profiles[0].pool: must be text"),
-        (("profiles", 0, "visit"), 1.5, "profiles[0].visit: must be a whole number"),
-        (("profiles", 0, "visit"), 99, "profiles[0].visit: must be a number from 0 to 3"),
-        (("profiles", 1, "service"), -1.0, "profiles[1].service: must be a number from 0"),
-        (("profiles", 1, "service"), True, "profiles[1].service: must be a number from 0"),
-        (("profiles", 1, "service"), float("nan"), "profiles[1].service: must be a number from 0"),
-        (("profiles", 1, "success"), 1.5, "profiles[1].success: must be a number from 0 to 1"),
-        (("profiles", 1, "seconds_older"), ..., "profiles[1].seconds_older: missing"),
-        (("profiles", 1, "seconds_older", "buckets"), 3, "seconds_older.buckets: must be a list"),
-        (
-            ("profiles", 1, "seconds_older", "buckets"),
-            [["1", 1]],
-            "seconds_older.buckets: must hold pairs of numbers",
-        ),
-        (("workflows", 0, "stages"), None, "workflows[0].stages: must be a list"),
-        (("workflows", 0, "moves", 0, "count"), "many", "workflows[0].moves[0].count: must be a number"),
-    ],
-)
-def test_profiles_that_are_damaged_are_refused_by_field_and_nothing_changes(
-    place: tuple[str | int, ...], value: object, words: str
-) -> None:
-    profiles = some_profiles()
-    learn(profiles, at(), 5.0)
-    before = profiles.dump()
-    with pytest.raises(ProfileError) as caught:
-        profiles.load(damaged(taught().dump(), place, value))
-    assert words in str(caught.value)
-    assert profiles.dump() == before
-
-
-@pytest.mark.parametrize("data", [None, [], "profiles", {}])
-def test_what_is_no_snapshot_is_refused(data: object) -> None:
-    with pytest.raises(ProfileError, match="version: missing"):
-        some_profiles().load(data)
-
-
-def test_what_is_shown_of_a_stage_adds_up() -> None:
-    profiles = taught()
-    shown = {(view.stage, view.visit): view for view in profiles.stages()}
-    assert {stage for stage, _ in shown} == {"generate", "fix", "elsewhere"}
-    for view in shown.values():
-        chances: Mapping[str, float] = view.chances
-        assert sum(chances.values()) == pytest.approx(1.0)
-        assert view.remaining >= 0
-    assert shown["fix", 1].chances["execute"] > 0.95
-    assert shown["fix", 1].width == pytest.approx(1.96, abs=0.3)
-
-
-def test_profiles_are_bounded_and_the_least_used_go_first() -> None:
-    profiles = some_profiles()
-    learn(profiles, at("first"), 7.0)
-    learn(profiles, at("kept"), 5.0)
-    for number in range(LIMIT):
-        learn(profiles, at(f"stage {number}"), 1.0, times=1)
-        if number % 1000 == 0:
-            learn(profiles, at("kept"), 5.0, times=1)
-    assert len(profiles) == LIMIT
-    assert expected(profiles, at("kept")).service == pytest.approx(5.0)
-    assert expected(profiles, at("first")).service == pytest.approx(profiles.mean_service("gen"))
