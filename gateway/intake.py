@@ -108,7 +108,11 @@ class Intake:
         self._named(identity.source)
         return Asked(
             caller=caller,
-            identity=replace(identity, priority=caller.clamp(identity.priority)),
+            identity=replace(
+                identity,
+                priority=caller.clamp(identity.priority),
+                final=identity.final or not identity.run,  # a call that names no run is a run of its own
+            ),
             request_id=_request_id(headers) or f"req-{self.new_id()}",
             run=identity.run or f"run-{self.new_id()}",
             arrived=self._now(),

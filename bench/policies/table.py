@@ -62,12 +62,12 @@ def sections(plan: Plan, measured: Measured, about: Sequence[str]) -> list[Secti
 
 def scope(plan: Plan) -> Iterator[str]:
     """What was left out, in words."""
-    loads = "three loads" if plan.all_loads else "the middle one of three loads"
+    loads = "three loads" if plan.all_loads else "the highest of three loads"
     yield f"Seeds {plan.seeds[0]} to {plan.seeds[-1]}, {loads}, paired: all contenders meet the same runs."
     yield (
         "Baselines on our routing meet the middle load only."
         if plan.all_loads
-        else "A quick form: fewer seeds and runs."
+        else "A quick form, with fewer seeds and runs: it shows tendencies, no more."
     )
     for trial in plan.trials:
         if trial.name in plan.searched:

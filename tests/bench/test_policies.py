@@ -153,13 +153,13 @@ def measured() -> Measured:
     return Measured(rows=[*a_place(NL2SQL, {"llf": 0.93}), *a_place(MIXED)], sustained={NL2SQL: found})
 
 
-def at_middle(rows: Measured) -> Measured:
-    middle = {trial.name: trial.middle for trial in PLAN.trials}
-    return replace(rows, rows=[replace(row, load=middle[row.workload]) for row in rows.rows])
+def at_the_loads_of_the_plan(rows: Measured) -> Measured:
+    loads = {trial.name: PLAN.loads(trial)[0] for trial in PLAN.trials}
+    return replace(rows, rows=[replace(row, load=loads[row.workload]) for row in rows.rows])
 
 
 def test_the_table_marks_what_each_row_is_and_how_far_it_is_from_the_default() -> None:
-    said = text(sections(PLAN, at_middle(measured()), ["a machine"]))
+    said = text(sections(PLAN, at_the_loads_of_the_plan(measured()), ["a machine"]))
     assert max(map(len, said.splitlines())) <= 160
     lines = {line.split("  ")[0]: line for line in said.splitlines() if " ± " in line}
     assert lines.keys() >= LINEUP.keys()
@@ -172,7 +172,7 @@ def test_the_table_marks_what_each_row_is_and_how_far_it_is_from_the_default() -
 
 
 def test_a_highest_load_says_where_it_was_lost() -> None:
-    said = text(sections(PLAN, at_middle(measured()), []))
+    said = text(sections(PLAN, at_the_loads_of_the_plan(measured()), []))
     rows = said.partition("Highest load at 95% in time")[2].splitlines()
     found = {
         line.split("  ")[0]: line.split()[1:-1] for line in rows if line.startswith(("cortex ", "edf ", "atlas "))
@@ -181,7 +181,7 @@ def test_a_highest_load_says_where_it_was_lost() -> None:
 
 
 def test_markdown_and_csv_hold_what_the_terminal_shows() -> None:
-    found = at_middle(measured())
+    found = at_the_loads_of_the_plan(measured())
     made = sections(PLAN, found, [])
     written = markdown(made)
     assert [line[4:] for line in written.splitlines() if line.startswith("### ")] == [one.title for one in made]

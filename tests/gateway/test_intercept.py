@@ -76,7 +76,8 @@ async def test_a_streamed_conversation_shows_no_tool_call_and_one_id(tmp_path: P
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_outcome_of_the_tool_selects_the_pool_of_the_next_turn(tmp_path: Path, stream: bool) -> None:
     async with shop(tmp_path, tools="intercept") as site:
-        reply = await site.up.http.post(CHAT, json=conversation(REPAIRED, stream=stream), headers=AT_GENERATE)
+        headers = {**AT_GENERATE, "X-Workflow-Id": "kept until it is declared over"}
+        reply = await site.up.http.post(CHAT, json=conversation(REPAIRED, stream=stream), headers=headers)
         assert reply.status_code == 200
         pools = {pool: metric(site.up.gateway, "cortex_attempts_total", pool=pool) for pool in site.engines}
         assert pools == {"generate": 1, "fix": 1, "verify": 1}

@@ -156,7 +156,7 @@ def test_the_pressure_on_an_engine_is_that_of_the_prompts_it_was_given_of_late()
 def test_an_engine_learns_from_what_was_computed_before_a_calls_first_token() -> None:
     state, rng = an_engine(), Random(4)
     for attempt in range(1, 400):
-        before, own = rng.uniform(0.0, 4000.0), rng.uniform(100.0, 4000.0)
+        before, own = rng.uniform(0.0, 8000.0), 500.0  # only what is before it tells calls apart
         now = 1000.0 * attempt  # so long after the last one that nothing presses
         state.take(a_slot(-attempt, before, now), attempt)
         slot = a_slot(attempt, own, now)
