@@ -44,7 +44,12 @@ TABLE: tuple[Header, ...] = (
     Header("X-Session-ID", "upstream", "run", "the run"),
     Header("X-Vllm-Priority", "upstream", "priority", "the order among the engine's requests, lower is sooner"),
     Header("X-Request-Id", "reply", "request", "the id of the call, the client's own where it sent one"),
-    Header("X-Workflow-Id", "reply", "run", "the run that the call was counted to; one that the gateway named ends with the call"),
+    Header(
+        "X-Workflow-Id",
+        "reply",
+        "run",
+        "the run that the call was counted to; one that the gateway named ends with the call",
+    ),
     Header("X-Workflow-Stage", "reply", "stage", "the stage that the call was counted to"),
     Header("X-Workflow-Pool", "reply", "pool", "the pool that served it"),
     Header("X-Workflow-Engine", "reply", "engine", "the engine that served it"),
