@@ -96,7 +96,8 @@ class EngineView:
     which it has `work`, with `prefill` tokens still to be computed, and `on_loan` in calls of other pools.
     `footprint` tokens of its KV memory are worth keeping: what it was sent more than once, and what its calls add.
     Its calls lose `urgency` by a second of delay, all together; it spends the share `pressure` of its time on
-    prompts.
+    prompts. The call would be a
+    `guest` there, on loan.
     """
 
     name: str
@@ -114,6 +115,7 @@ class EngineView:
     footprint: float = 0.0
     urgency: float = 0.0
     pressure: float = 0.0
+    guest: bool = False
     pace: Pace = field(default_factory=Pace)
 
     @property
@@ -178,7 +180,7 @@ class EngineState:
         fade = math.exp((self.inflow_at - now) / INFLOW_MEMORY)
         return self.pace.pressure(self.inflow * fade / INFLOW_MEMORY)
 
-    def view(self, now: float, *, matched: int, tried: bool, hot: int = 0) -> EngineView:
+    def view(self, now: float, *, matched: int, tried: bool, hot: int = 0, guest: bool = False) -> EngineView:
         """The engine as routing sees it for one call; `hot` tokens of its prefix cache are worth keeping."""
         return EngineView(
             name=self.name,
@@ -196,6 +198,7 @@ class EngineState:
             footprint=hot + self.fresh,
             urgency=self.urgency,
             pressure=self.pressure(now),
+            guest=guest,
             pace=self.pace,
         )
 

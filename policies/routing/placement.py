@@ -102,8 +102,9 @@ class Floor:
         for engine in fitting:
             name = engine.name
             hot = self._prefixes.hot(name)
-            view = engine.view(now, matched=matched[name], tried=name in entry.tried, hot=hot)
-            if gated and engine.pool != call.pool:
+            guest = gated and engine.pool != call.pool
+            view = engine.view(now, matched=matched[name], tried=name in entry.tried, hot=hot, guest=guest)
+            if guest:
                 if not policies.borrowing.lends(call, entry.estimate, view, engine.pool in self._lines):
                     continue
                 asked.append(name)

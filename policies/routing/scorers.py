@@ -38,8 +38,9 @@ class LeastDelay:
     the call's own time there (what the engine misses of its prompt and has to compute before it, then its steps,
     stretched by the engine's pressure), and the time that the call takes from those that run (its prompt stalls all
     of them, its steps make theirs longer). Tokens that do not fit beside what is worth keeping there are computed
-    again; an engine of another pool counts as `away` seconds more. So prompts gather where few decode, long answers
-    where few prompts come, and calls in a hurry where it is quiet: stages sort themselves out as far as it pays.
+    again; an engine that is only on loan counts as `away` seconds more. So prompts gather where few decode, long
+    answers where few prompts come, and calls in a hurry where it is quiet: stages sort themselves out as far as it
+    pays.
     """
 
     others: float = 1.0
@@ -59,7 +60,7 @@ class LeastDelay:
         taken = pace.prefill * missing + pace.sequence * demand.output
         memory = engine.limits.kv_tokens
         evicted = 0.0 if memory is None else max(0.0, engine.footprint + missing + demand.output - memory)
-        away = 0.0 if engine.pool == call.pool else self.away
+        away = self.away if engine.guest else 0.0
         wasted = self.waste * pace.prefill * missing * crowd
         return (
             demand.urgency * (own + away) + self.others * (engine.urgency * taken + pace.prefill * evicted) + wasted
