@@ -9,8 +9,8 @@ from dataclasses import replace
 from gateway import units
 from gateway.fields import PolicySpec
 from gateway.settings import Config, Emulated, Policies, PoolPolicies
-from policies.blueprint import OPEN, Blueprint
-from policies.catalog import Named, PolicySet, UnknownPolicy, make, parameters
+from policies.blueprint import Blueprint
+from policies.catalog import GATE, Named, PolicySet, UnknownPolicy, make, parameters
 from policies.dispatcher import Limits
 from policies.pool import EngineLimits, PoolSpec
 from policies.workflow import Edge, Stage, Workflow
@@ -30,7 +30,7 @@ def blueprint(config: Config, *, seed: int = 0, profiles: Mapping[str, object] |
         workflows={name: _workflow(config, name) for name in config.workflows},
         policies={name: replace(_policies(config.policies_of(name)), borrowing=lent) for name in config.pools},
         limits=Limits(attempts=config.limits.attempts, runs=config.limits.runs, run_idle=config.limits.run_idle),
-        gate=_named("gate", config.policies.gate) if config.policies.gate else OPEN,
+        gate=_named("gate", config.policies.gate) if config.policies.gate else GATE,
         seed=seed,
         profiles=profiles,
     )

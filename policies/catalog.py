@@ -18,7 +18,7 @@ from policies.baselines.pythia import Pythia
 from policies.baselines.tail_aware import TailAware
 from policies.borrowing import Always, Borrowing, Gated
 from policies.budget import Adaptive, Budget, Fixed
-from policies.gate import Aimd, GatePolicy, Open, PauseRestore
+from policies.gate import Aimd, GatePolicy, Open, PauseRestore, WorkingSet
 from policies.priority import Edf, Fcfs, LeastSlack
 from policies.protocols import Admission, Filter, Picker, Priority, Scorer
 from policies.routing.filters import KvBelow, SpareForLost, Untried
@@ -45,7 +45,9 @@ CATALOG: Mapping[str, Mapping[str, type]] = MappingProxyType(
             }
         ),
         "admission": MappingProxyType({"queue_bound": QueueBound, "predicted_wait": PredictedWait}),
-        "gate": MappingProxyType({"open": Open, "aimd": Aimd, "pause_restore": PauseRestore}),
+        "gate": MappingProxyType(
+            {"open": Open, "aimd": Aimd, "pause_restore": PauseRestore, "working_set": WorkingSet}
+        ),
         "budget": MappingProxyType({"fixed": Fixed, "adaptive": Adaptive}),
         "borrowing": MappingProxyType({"always": Always, "gated": Gated}),
         "filters": MappingProxyType({"untried": Untried, "kv_below": KvBelow, "spare_for_lost": SpareForLost}),
@@ -134,6 +136,10 @@ def make_all(chosen: PolicySet) -> Policies:
         budget=cast(Budget, make("budget", chosen.budget)),
         borrowing=cast(Borrowing, make("borrowing", chosen.borrowing)),
     )
+
+
+GATE = Named(name="working_set")
+"""The gate of a configuration that names none."""
 
 
 def make_gate(named: Named) -> GatePolicy:

@@ -235,6 +235,7 @@ class Dispatcher:
             self.profiles.observe(call, tracked.visit, outcome)
         if outcome.fate == "ok" and call.kind == "llm":
             engine.learn(slot, outcome, now)
+            tracked.kept = slot.computed + outcome.output_tokens
         return touched
 
     def _failed(self, event: Failed, now: float, out: list[Action]) -> Sequence[str]:
@@ -299,7 +300,10 @@ class Dispatcher:
             tokens=had.prompt_tokens + had.output_tokens,
         )
         hurried = self._hurry_the_last(run, now)
-        return (*hurried, *self._lines.ended(tracked.entry, run, now, over=run.key not in self.runs))
+        return (
+            *hurried,
+            *self._lines.ended(tracked.entry, run, now, over=run.key not in self.runs, kept=tracked.kept),
+        )
 
     def _refuse(
         self, tracked: Tracked, reason: Reason, retry_after: float | None, now: float, out: list[Action]

@@ -36,13 +36,15 @@ class Load:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A run as the gate knows it. `context` in tokens; `open` are its calls that wait or run, `parked` those that
-    wait here, and `turn` is what the policy said when the last of them came."""
+    """A run as the gate knows it. `kept` tokens of KV memory its calls have added to what engines held. `context` in
+    tokens; `open` are its calls that wait or run, `parked` those that wait here, and `turn` is what the policy said
+    when the last of them came."""
 
     key: RunKey
     started: float
     seen: float
     context: int = 0
+    kept: float = 0.0
     open: int = 0
     parked: list[Waiting] = field(default_factory=list)
     turn: float = 0.0
@@ -179,6 +181,33 @@ class PauseRestore:
         return (member.context + self.buffer) * fade
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkingSet:
+    """New runs begin while the KV memory holds what the runs under way live on; those under way are never paused.
+
+    A run's working set is what its calls have added to what engines held already: tokens computed of its prompts, and
+    of its answers. A conversation comes back to all of it. Where the sum over the runs under way (and those whose
+    last call ended within half a minute) exceeds the share `share` of all engines' memory, each new run would push
+    another one's context out of the cache, and all of them would compute their prompts again and again. What is
+    computed twice counts twice, so that a fleet that has begun to thrash lets fewer in.
+    """
+
+    period: float = field(default=2.0, metadata={"unit": "s"})
+    share: float = 0.7
+
+    def limit(self, limit: float, load: Load) -> float:
+        return self.share * load.kv_tokens
+
+    def admits(self, one: Member, active: Collection[Member], limit: float, load: Load, now: float) -> bool:
+        return not active or one.context + sum(member.kept for member in active) <= limit
+
+    def pauses(self, active: Collection[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
+        return ()
+
+    def turn(self, one: Member) -> float:
+        return one.started
+
+
 LINGER = 30.0
 """Seconds without an open call after which a run counts as gone."""
 
@@ -246,7 +275,7 @@ class Gate:
             self._active[key] = member
         return True
 
-    def went(self, key: RunKey, entry: Waiting | None, *, over: bool, now: float) -> list[Waiting]:
+    def went(self, key: RunKey, entry: Waiting | None, *, over: bool, now: float, kept: float = 0.0) -> list[Waiting]:
         """A call has ended or left, its run perhaps with it; returns the calls that may queue now. `entry` is None
         for a call that never came here."""
         member = self._members.get(key)
@@ -255,6 +284,7 @@ class Gate:
         if entry is not None:
             member.open -= 1
             member.seen = now
+            member.kept += kept
             if entry in member.parked:
                 member.parked.remove(entry)
                 self._count(entry, -1)

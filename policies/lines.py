@@ -50,12 +50,12 @@ class Lines:
             return ()
         return self.push([entry], now)
 
-    def ended(self, entry: Waiting | None, run: Run, now: float, *, over: bool) -> Sequence[str]:
+    def ended(self, entry: Waiting | None, run: Run, now: float, *, over: bool, kept: float) -> Sequence[str]:
         """A call that had come is gone, its run perhaps with it: parked ones may take its place."""
         if self._gate.always_open:
             return ()
         known = entry if entry is not None and entry.call.kind == "llm" else None
-        return self.push(self._gate.went(run.key, known, over=over, now=now), now)
+        return self.push(self._gate.went(run.key, known, over=over, now=now, kept=kept), now)
 
     def all_of(self, pool: str, now: float) -> Iterator[Waiting]:
         """All calls that wait in a pool, the parked ones at last; each may be taken out as it comes."""

@@ -15,7 +15,8 @@ class Tracked:
     """A call that is under way: `attempt` and `engine` as it runs, `entry.queued` as it waits, `leader` as it
     follows.
 
-    `trouble` is how its last attempt failed; `served` the seconds of engine time that its attempts account for.
+    `trouble` is how its last attempt failed; `served` the seconds of engine time that its attempts account for,
+    `kept` the tokens of KV memory that they added.
     """
 
     call: Call
@@ -28,3 +29,4 @@ class Tracked:
     leader: str | None = None
     trouble: Reason = "broken"
     served: float = 0.0
+    kept: float = 0.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from policies.catalog import Named, PolicySet
+from policies.catalog import GATE, Named, PolicySet
 from simulator.scenario import Scenario
 from simulator.setup import Setup
 
@@ -40,6 +40,11 @@ def _scorers(*named: tuple[str, float]) -> tuple[Named, ...]:
     return tuple(Named(name=name, weight=weight) for name, weight in named)
 
 
+_LAYOUTS: tuple[tuple[str, Layout, str], ...] = (
+    ("cortex", "adaptive", "the default"),
+    ("cortex-isolated", "isolated", "a pool for each stage"),
+    ("cortex-shared", "shared", "one pool for all stages"),
+)
 LEAST_LOADED = _scorers(("least_running", 1.0))
 LEAST_WORK = _scorers(("free_work", 1.0))
 AFFINITY = _scorers(("prefix_affinity", 2.0), ("free_work", 1.0))
@@ -65,7 +70,7 @@ def published(
     )
 
 
-def on_ours(name: str, priority: str, *, gate: str = "open", budget: str = "fixed") -> Contender:
+def on_ours(name: str, priority: str, *, gate: str = GATE.name, budget: str = "fixed") -> Contender:
     """The order of a baseline over Cortex' layout, routing and admission."""
     return Contender(
         name=name,
@@ -95,10 +100,9 @@ PUBLISHED = (
     published("concur", "fcfs", AFFINITY, "Concur, 2601.22705", gate="aimd"),
     published("srpt-oracle", "srpt_oracle", AFFINITY, "shortest remaining first, told by an oracle"),
 )
-CORTEX = (
-    Contender(name="cortex", layout="adaptive", policies=OURS, source="the default", ours=True),
-    Contender(name="cortex-isolated", layout="isolated", policies=OURS, source="a pool for each stage", ours=True),
-    Contender(name="cortex-shared", layout="shared", policies=OURS, source="one pool for all stages", ours=True),
+CORTEX = tuple(
+    Contender(name=name, layout=layout, policies=OURS, gate=GATE, source=source, ours=True)
+    for name, layout, source in _LAYOUTS
 )
 ON_OURS = (
     on_ours("fcfs on ours", "fcfs"),

@@ -45,7 +45,7 @@ class LeastDelay:
 
     others: float = 1.0
     waste: float = 1.0
-    away: float = field(default=0.25, metadata={"unit": "s"})
+    away: float = field(default=0.1, metadata={"unit": "s"})
 
     def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
         costs = [self._cost(demand, engine) for engine in engines]

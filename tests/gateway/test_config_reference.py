@@ -71,7 +71,7 @@ def test_the_reference_files_policies_are_in_the_catalog() -> None:
 
     asked: list[str] = []
     load(ROOT / "config.yaml", {}, check)
-    assert {"gated", "open", "least_slack", "predicted_wait", "fixed", "least_delay", "best"} <= set(asked)
+    assert {"gated", "working_set", "least_slack", "predicted_wait", "fixed", "least_delay", "best"} <= set(asked)
 
 
 def test_the_reference_files_policies_are_those_of_a_file_without_any() -> None:

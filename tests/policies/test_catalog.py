@@ -19,13 +19,13 @@ from policies.routing.filters import KvBelow, Untried
 from policies.routing.pickers import Best
 from policies.routing.pipeline import Pipeline
 from policies.routing.scorers import LeastDelay
-from tests.policies import test_baselines, test_borrowing, test_budget, test_gate, test_routing
+from tests.policies import test_baselines, test_borrowing, test_budget, test_gate, test_gate_working_set, test_routing
 from tests.policies.claims import CLAIMED, claims
 from tests.policies.making import a_call
 
 PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 ALL = [(slot, name) for slot, policies in CATALOG.items() for name in policies]
-ELSEWHERE = (test_baselines, test_borrowing, test_budget, test_gate, test_routing)
+ELSEWHERE = (test_baselines, test_borrowing, test_budget, test_gate, test_gate_working_set, test_routing)
 """Modules with further tests of what policies claim; these are marked when their module is imported."""
 
 
