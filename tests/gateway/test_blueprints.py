@@ -17,9 +17,9 @@ from gateway.blueprints import PRIOR_SERVICE, blueprint
 from gateway.cli import main, read_config
 from gateway.compose import compose
 from gateway.settings import Config
-from policies.blueprint import OPEN, Blueprint
+from policies.blueprint import Blueprint
 from policies.budget import Adaptive, Fixed
-from policies.catalog import Named, PolicySet, make_all
+from policies.catalog import GATE, Named, PolicySet, make_all
 from policies.gate import Aimd
 from policies.priority import Edf, LeastSlack
 from policies.routing.filters import KvBelow
@@ -207,7 +207,7 @@ def test_parameters_reach_the_policies_in_seconds_and_a_pool_may_have_its_own(tm
 def test_what_is_not_named_is_the_catalogs_own_choice(tmp_path: Path) -> None:
     made = plan(tmp_path, {"a": llm()})
     assert made.policies["a"] == replace(PolicySet(), borrowing=Named(name="gated"))
-    assert made.gate == OPEN
+    assert made.gate == GATE
 
 
 def test_one_gate_holds_for_all_pools(tmp_path: Path) -> None:
