@@ -48,15 +48,15 @@ class Adaptive:
     holds the prefill.
     """
 
-    period: float = field(default=5.0, metadata={"unit": "s"})
-    start: float = 120_000.0
-    least: float = 30_000.0
-    most: float = 300_000.0
+    period: float = field(default=5.0, metadata={"unit": "s", "above": 0.0})
+    start: float = field(default=120_000.0, metadata={"above": 0.0})
+    least: float = field(default=30_000.0, metadata={"above": 0.0})
+    most: float = field(default=300_000.0, metadata={"above": 0.0})
     mean: float = field(default=1.0, metadata={"unit": "s"})
     p95: float = field(default=5.0, metadata={"unit": "s"})
     waiting: float = 2.0
-    cut: float = 0.8
-    grow: float = 1.1
+    cut: float = field(default=0.8, metadata={"above": 0.0, "most": 1.0})
+    grow: float = field(default=1.1, metadata={"least": 1.0})
 
     def resized(self, work: float, congestion: Congestion) -> float:
         if math.isinf(work):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -113,13 +114,27 @@ def make(slot: str, named: Named) -> object:
     """The policy that a configuration names. Raises UnknownPolicy."""
     made = _lookup(slot, named.name)
     known = parameters(slot, named.name)
+    fields = {field.name: field for field in dataclasses.fields(made)}
     for param, value in named.params:
         if param not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise UnknownPolicy(f"policy {named.name!r} has no parameter {param!r} ({has})")
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise UnknownPolicy(f"parameter {param!r} of policy {named.name!r} must be a number")
+        if complaint := _out_of_range(fields[param].metadata, value):
+            raise UnknownPolicy(f"parameter {param!r} of policy {named.name!r} must be {complaint}, and is {value:g}")
     return made(**dict(named.params))
+
+
+def _out_of_range(metadata: Mapping[str, Any], value: float) -> str | None:
+    """What a parameter must be and is not. None is negative; a field's metadata may say more (`above`, `least`,
+    `most`)."""
+    least, most = metadata.get("least", 0.0), metadata.get("most", math.inf)
+    if "above" in metadata and not value > metadata["above"]:
+        return f"more than {metadata['above']:g}"
+    if not (math.isfinite(value) and least <= value <= most):
+        return f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+    return None
 
 
 def make_all(chosen: PolicySet) -> Policies:

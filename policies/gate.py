@@ -108,11 +108,11 @@ class Aimd:
     call, the youngest first; runs are let in by their start.
     """
 
-    period: float = field(default=2.0, metadata={"unit": "s"})
-    start: float = 16.0
-    least: float = 4.0
+    period: float = field(default=2.0, metadata={"unit": "s", "above": 0.0})
+    start: float = field(default=16.0, metadata={"least": 1.0})
+    least: float = field(default=4.0, metadata={"least": 1.0})
     step: float = 2.0
-    cut: float = 0.5
+    cut: float = field(default=0.5, metadata={"above": 0.0, "most": 1.0})
     low: float = 0.2
     high: float = 0.5
     hits: float = 0.2
@@ -150,8 +150,8 @@ class PauseRestore:
     counts once it is part of one; before the first review the KV memory is not known, and every run goes on.
     """
 
-    period: float = field(default=5.0, metadata={"unit": "s"})
-    share: float = 1.0
+    period: float = field(default=5.0, metadata={"unit": "s", "above": 0.0})
+    share: float = field(default=1.0, metadata={"above": 0.0})
     buffer: float = 512.0
 
     def limit(self, limit: float, load: Load) -> float:
@@ -192,8 +192,8 @@ class WorkingSet:
     computed twice counts twice, so that a fleet that has begun to thrash lets fewer in.
     """
 
-    period: float = field(default=2.0, metadata={"unit": "s"})
-    share: float = 0.7
+    period: float = field(default=2.0, metadata={"unit": "s", "above": 0.0})
+    share: float = field(default=0.7, metadata={"above": 0.0})
 
     def limit(self, limit: float, load: Load) -> float:
         return self.share * load.kv_tokens

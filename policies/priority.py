@@ -66,11 +66,11 @@ class LeastSlack:
     `ratio` times as long as it should be served in all, goes before all.
     """
 
-    quantum: float = field(default=0.25, metadata={"unit": "s"})
+    quantum: float = field(default=0.25, metadata={"unit": "s", "above": 0.0})
     patience: float = field(default=180.0, metadata={"unit": "s"})
     ratio: float = 8.0
     step: float = field(default=1.0, metadata={"unit": "s"})
-    optimism: float = 0.35
+    optimism: float = field(default=0.35, metadata={"most": 1.0})
     straggler: float = field(default=2.0, metadata={"unit": "s"})
     fairness: float = 0.5
 

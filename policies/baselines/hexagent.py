@@ -28,7 +28,7 @@ class HexAgent:
     choice of prefill and decode engines (routing).
     """
 
-    renewal: float = field(default=1.0, metadata={"unit": "s"})
+    renewal: float = field(default=1.0, metadata={"unit": "s", "above": 0.0})
 
     def key(self, call: Call, estimate: Estimate, run: RunView, now: float) -> Key:
         # In floating point the next multiple may come out as `now` itself.

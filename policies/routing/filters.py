@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from policies.pool import EngineView
 from policies.protocols import Demand
@@ -20,7 +20,7 @@ class Untried:
 class KvBelow:
     """Leave out engines whose live requests use more than `use` of their KV blocks."""
 
-    use: float = 0.95
+    use: float = field(default=0.95, metadata={"most": 1.0})
 
     def keep(self, demand: Demand, engine: EngineView) -> bool:
         return engine.kv_use <= self.use or engine.running == 0
@@ -34,7 +34,7 @@ class SpareForLost:
     are no longer held to this.
     """
 
-    pressure: float = 0.3
+    pressure: float = field(default=0.3, metadata={"most": 1.0})
 
     def keep(self, demand: Demand, engine: EngineView) -> bool:
         return not demand.lost or engine.pressure <= self.pressure or engine.running == 0

@@ -13,7 +13,7 @@ from policies.protocols import Demand
 class PrefixAffinity:
     """The share of the call's prompt that the engine probably holds; below `least` it counts as nothing."""
 
-    least: float = 0.0
+    least: float = field(default=0.0, metadata={"most": 1.0})
 
     def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
         prompt = max(1, demand.call.prompt_tokens)

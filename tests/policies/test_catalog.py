@@ -87,7 +87,8 @@ def test_the_pages_table_lists_every_policy() -> None:
 
 @pytest.mark.parametrize(("slot", "name"), ALL)
 def test_every_policy_can_be_made_by_name_with_each_of_its_parameters(slot: str, name: str) -> None:
-    given = tuple((param, 0.25) for param in parameters(slot, name))
+    # 1 lies in the range of each parameter that there is.
+    given = tuple((param, 1.0) for param in parameters(slot, name))
     made = make(slot, Named(name=name, params=given))
     assert isinstance(made, CATALOG[slot][name])
     assert all(getattr(made, param) == value for param, value in given)
@@ -303,3 +304,20 @@ def test_the_predicted_wait_is_nothing_while_a_slot_is_free_and_finite_without_e
     assert a_pool_view(running=3).predicted_wait == 0.0
     assert a_pool_view(running=4).predicted_wait == 0.5
     assert a_pool_view(running=0, slots=0, waiting=3).predicted_wait == 6.0
+
+
+@pytest.mark.parametrize(
+    ("slot", "named", "told"),
+    [
+        ("priority", Named(name="least_slack", params=(("quantum", 0.0),)), "'quantum' .* more than 0, and is 0"),
+        ("priority", Named(name="least_slack", params=(("optimism", 1.5),)), "'optimism' .* from 0 to 1, and is 1.5"),
+        ("priority", Named(name="edf", params=(("patience", -1.0),)), "'patience' .* at least 0, and is -1"),
+        ("gate", Named(name="aimd", params=(("start", 0.0),)), "'start' .* at least 1, and is 0"),
+        ("gate", Named(name="working_set", params=(("share", float("nan")),)), "'share' .* more than 0, and is nan"),
+        ("budget", Named(name="adaptive", params=(("cut", 5.0),)), "'cut' .* from 0 to 1, and is 5"),
+        ("filters", Named(name="kv_below", params=(("use", float("inf")),)), "'use' .* from 0 to 1, and is inf"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused_by_its_name(slot: str, named: Named, told: str) -> None:
+    with pytest.raises(UnknownPolicy, match=told):
+        make(slot, named)
