@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -21,6 +21,7 @@ from gateway.monitor import Monitor
 from gateway.openai.errors import ApiError, bad_request, not_found
 from gateway.runtime import Runtime
 from policies.events import Drained, Scaled
+from policies.pace import Pace
 from policies.pool import UNLIMITED, EngineState
 from policies.profile import Measure
 from policies.profiles import StageView
@@ -157,7 +158,7 @@ class AdminApi:
             "parked": dispatcher.gate.parked(pool),
             "running": view.running,
             "mean_service_s": round(view.mean_service, 4),
-            "pace": _pace(dispatcher.fleet.of(pool)) if spec.kind == "llm" else None,
+            "pace": _pace(dispatcher.fleet.pace(pool)) if spec.kind == "llm" else None,
             "engines": [self._engine(state) for state in dispatcher.fleet.of(pool)],
         }
 
@@ -183,11 +184,8 @@ class AdminApi:
         }
 
 
-def _pace(engines: Sequence[EngineState]) -> Json | None:
-    """How fast the engines of a pool are, as calls have shown; None while it has no engine to ask."""
-    if not engines:
-        return None
-    pace = engines[0].pace
+def _pace(pace: Pace) -> Json:
+    """How fast the engines of a pool are, as calls have shown."""
     return {
         "prefill_tokens_per_s": round(1.0 / pace.prefill, 1) if pace.prefill else None,
         "step_ms": round(1000.0 * pace.decode(1.0, 1.0, 0.0), 4),

@@ -64,6 +64,10 @@ class Fleet:
             self._serving[pool] = known
         return known
 
+    def pace(self, pool: str) -> Pace:
+        """How fast its engines are, as far as calls have shown it."""
+        return self._rosters[pool].pace
+
     def target(self, pool: str) -> int:
         return self._rosters[pool].target
 

@@ -125,6 +125,10 @@ LINEUP: Mapping[str, Contender] = MappingProxyType({one.name: one for one in (*C
 def scenario(setup: Setup, contender: Contender, *, seed: int = 0, warmup: float = 0.1) -> Scenario:
     """What one contender does with a workload."""
     placed = setup if contender.layout == "isolated" else setup.shared()
-    borrowing = Named(name="gated" if contender.layout == "adaptive" else "always")
+    named = contender.policies.borrowing
+    if contender.layout != "adaptive":
+        borrowing = Named(name="always")
+    else:
+        borrowing = Named(name="gated") if named.name == "always" else named
     made = placed.scenario(replace(contender.policies, borrowing=borrowing), seed=seed)
     return replace(made, blueprint=replace(made.blueprint, gate=contender.gate), warmup=warmup)
