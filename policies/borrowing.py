@@ -39,10 +39,10 @@ class Gated:
     """An engine is lent while its owner does not need it, and its KV memory holds both (`layout: adaptive`).
 
     A loan is a call: what runs cannot be recalled, so the committed work of borrowed calls stays within the share
-    `most` of the engine's budget, and none is lent while calls of its own pool wait or once more than the share
-    `load` of its seats or its budget is taken. The gate on KV: what the engine keeps for others (blocks that it was
-    sent more than once, and what is live in it) and what the call would add must fit into the share `kv` of its
-    memory; else a borrowed call evicts the prefix that the owner's calls live on.
+    `most` of the engine's budget, within `pressed` while calls of its own pool wait, and none is lent once more than
+    the share `load` of its seats or its budget is taken. The gate on KV: what the engine keeps for others (blocks
+    that it was sent more than once, and what is live in it) and what the call would add must fit into the share `kv`
+    of its memory; else a borrowed call evicts the prefix that the owner's calls live on.
     """
 
     gated: bool = field(default=True, init=False)

@@ -8,6 +8,7 @@ following another call. Each way out of a place gives back what the place held.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -130,7 +131,7 @@ class Dispatcher:
         for action in out:
             if isinstance(action, Retire):
                 self.prefixes.drop_engine(action.engine)
-        if self._reviews.needed:
+        if self._reviews.needed and self._calls and self._reviews.next_at(now) < (self._wake_at or math.inf):
             self._plan_wake(now, out)
         return out
 
@@ -140,6 +141,7 @@ class Dispatcher:
         """A pool as admission and the admin API see it."""
         spec = self._specs[pool]
         usable = [engine for engine in self.fleet.serving(pool) if engine.usable(now)]
+        others = [other for other in self._groups[pool] if other != pool]
         return PoolView(
             name=pool,
             waiting=self._lines.waiting(pool),
@@ -149,6 +151,7 @@ class Dispatcher:
             running=sum(len(engine.slots) for engine in usable),
             slots=sum(engine.limits.sequences for engine in usable),
             mean_service=self.profiles.mean_service(pool),
+            others=sum(self._lines.waiting(other) * self.profiles.mean_service(other) for other in others),
         )
 
     def waiting_by_stage(self, pool: str) -> dict[str, int]:
@@ -427,19 +430,21 @@ class Dispatcher:
         touched: list[str] = []
         for pool in self._specs:
             if self._lines.waiting(pool) and self.fleet.stranded(pool):
-                for entry in self._lines.all_of(pool, now):
+                # A refusal may let a parked call queue, here or in another pool: look again after each.
+                while (entry := self._lines.any_of(pool, now)) is not None:
                     self._lines.take(entry)
                     touched += self._refuse(self._calls[entry.call.id], "no_engine", 1.0, now, out)
         return touched
 
     def _plan_wake(self, now: float, out: list[Action]) -> None:
-        """Ask to be woken when the fleet has something to try again; only failures and the fleet's own events
-        change when that is."""
-        turns = [
-            self.fleet.next_turn(now),
-            self._reviews.next_at(now) if self._calls and self._reviews.needed else None,
-        ]
-        at = min((turn for turn in turns if turn is not None), default=None)
-        if at is not None and at != self._wake_at:
+        """Ask to be woken when the fleet has something to try again or a review is due; failures, the fleet's own
+        events and reviews change when that is."""
+        review = self._reviews.next_at(now) if self._calls and self._reviews.needed else math.inf
+        turn = self.fleet.next_turn(now)
+        at = review if turn is None else min(review, turn)
+        if at == math.inf:
+            self._wake_at = None
+            return
+        if at != self._wake_at:
             out.append(Wake(at=at))
         self._wake_at = at

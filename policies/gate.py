@@ -61,6 +61,11 @@ class GatePolicy(Protocol):
     @property
     def period(self) -> float | None: ...
 
+    @property
+    def entry_only(self) -> bool:
+        """Whether runs are parked only before their first call."""
+        ...
+
     def limit(self, limit: float, load: Load) -> float:
         """The new limit at a review; `limit` is infinite at the first."""
         ...
@@ -83,6 +88,7 @@ class Open:
     """Every run may be under way."""
 
     period: None = field(default=None, init=False)
+    entry_only: bool = field(default=True, init=False)
 
     def limit(self, limit: float, load: Load) -> float:
         return limit
@@ -108,7 +114,8 @@ class Aimd:
     call, the youngest first; runs are let in by their start.
     """
 
-    period: float = field(default=2.0, metadata={"unit": "s", "above": 0.0})
+    entry_only: bool = field(default=False, init=False)
+    period: float = field(default=2.0, metadata={"unit": "s", "above": 0.0, "most": 60.0})
     start: float = field(default=16.0, metadata={"least": 1.0})
     least: float = field(default=4.0, metadata={"least": 1.0})
     step: float = 2.0
@@ -150,7 +157,8 @@ class PauseRestore:
     counts once it is part of one; before the first review the KV memory is not known, and every run goes on.
     """
 
-    period: float = field(default=5.0, metadata={"unit": "s", "above": 0.0})
+    entry_only: bool = field(default=False, init=False)
+    period: float = field(default=5.0, metadata={"unit": "s", "above": 0.0, "most": 60.0})
     share: float = field(default=1.0, metadata={"above": 0.0})
     buffer: float = 512.0
 
@@ -185,15 +193,16 @@ class PauseRestore:
 class WorkingSet:
     """New runs begin while the KV memory holds what the runs under way live on; those under way are never paused.
 
-    A run's working set is what its calls have added to what engines held already: tokens computed of its prompts, and
-    of its answers. A conversation comes back to all of it. Where the sum over the runs under way (and those whose
-    last call ended within half a minute) exceeds the share `share` of all engines' memory, each new run would push
-    another one's context out of the cache, and all of them would compute their prompts again and again. What is
-    computed twice counts twice, so that a fleet that has begun to thrash lets fewer in.
+    A run's working set is what its calls have added to what engines held already: tokens computed of its prompts,
+    and of its answers. A conversation comes back to all of it. Where the sum over the runs under way (and those
+    whose last call ended within half a minute) exceeds the share `share` of all engines' memory, each new run would
+    push another one's context out of the cache, and all of them would compute their prompts again and again. A run
+    counts for no more than its longest prompt and its last call.
     """
 
-    period: float = field(default=2.0, metadata={"unit": "s", "above": 0.0})
-    share: float = field(default=0.7, metadata={"above": 0.0})
+    entry_only: bool = field(default=True, init=False)
+    period: float = field(default=2.0, metadata={"unit": "s", "above": 0.0, "most": 60.0})
+    share: float = field(default=0.75, metadata={"above": 0.0})
 
     def limit(self, limit: float, load: Load) -> float:
         return self.share * load.kv_tokens
@@ -256,8 +265,9 @@ class Gate:
     def parked_calls(self, pool: str) -> list[Waiting]:
         return [entry for member in self._members.values() for entry in member.parked if entry.call.pool == pool]
 
-    def came(self, key: RunKey, started: float, entry: Waiting, now: float) -> bool:
-        """A call wants to queue: True when it may, False when it is parked here."""
+    def came(self, key: RunKey, started: float, entry: Waiting, now: float, *, under_way: bool = False) -> bool:
+        """A call wants to queue: True when it may, False when it is parked here. `under_way` says that its run has
+        made calls before."""
         if self._due is None or (now >= self._due and not any(one.open for one in self._members.values())):
             self._due = now + (self.policy.period or math.inf)
         if math.isinf(self.window):
@@ -269,7 +279,8 @@ class Gate:
         member.open += 1
         member.context = max(member.context, entry.call.prompt_tokens)
         if key not in self._active:
-            if not self._fits(member, now):
+            passes = under_way and self.policy.entry_only
+            if not passes and (self._behind(member) or not self._fits(member, now)):
                 self._park(member, entry)
                 return False
             self._active[key] = member
@@ -284,7 +295,8 @@ class Gate:
         if entry is not None:
             member.open -= 1
             member.seen = now
-            member.kept += kept
+            # What it was sent twice is there once: never more than its longest prompt and what this call has added.
+            member.kept = min(member.kept, float(member.context)) + kept
             if entry in member.parked:
                 member.parked.remove(entry)
                 self._count(entry, -1)
@@ -313,6 +325,11 @@ class Gate:
         while (member := self._first()) is not None and self._fits(member, now):
             released += self._let_go(member)
         return released
+
+    def _behind(self, member: Member) -> bool:
+        """Whether a parked run has its turn before this one."""
+        first = self._first()
+        return first is not None and first is not member and first.turn <= self.policy.turn(member)
 
     def _fits(self, member: Member, now: float) -> bool:
         return self.policy.admits(member, self._active.values(), self.window, self.load, now)

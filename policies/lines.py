@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from policies.calls import Call
 from policies.gate import Gate
@@ -46,7 +46,7 @@ class Lines:
     def enter(self, entry: Waiting, run: Run, now: float) -> Sequence[str]:
         """A call has come: it queues, or is parked."""
         gated = entry.call.kind == "llm" and not self._gate.always_open
-        if gated and not self._gate.came(run.key, run.started, entry, now):
+        if gated and not self._gate.came(run.key, run.started, entry, now, under_way=run.calls > 1):
             return ()
         return self.push([entry], now)
 
@@ -57,12 +57,12 @@ class Lines:
         known = entry if entry is not None and entry.call.kind == "llm" else None
         return self.push(self._gate.went(run.key, known, over=over, now=now, kept=kept), now)
 
-    def all_of(self, pool: str, now: float) -> Iterator[Waiting]:
-        """All calls that wait in a pool, the parked ones at last; each may be taken out as it comes."""
+    def any_of(self, pool: str, now: float) -> Waiting | None:
+        """One of the calls that wait in a pool, a parked one only when no other is left."""
         for queue in self.of(pool):
-            while (entry := queue.head(now)) is not None:
-                yield entry
-        yield from self._gate.parked_calls(pool)
+            if (head := queue.head(now)) is not None:
+                return head
+        return next(iter(self._gate.parked_calls(pool)), None)
 
     def push(self, entries: Iterable[Waiting], now: float) -> Sequence[str]:
         """Calls that are not queued stand in their queues from now on."""

@@ -273,7 +273,8 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolView:
-    """What admission sees of a pool. `slots` is how many calls its usable engines run at once."""
+    """What admission sees of a pool. `slots` is how many calls its usable engines run at once; calls of other pools
+    that wait for the same engines will take `others` seconds of service in all."""
 
     name: str
     waiting: int
@@ -283,6 +284,7 @@ class PoolView:
     running: int
     slots: int
     mean_service: float
+    others: float = 0.0
 
     @property
     def pace(self) -> float:
@@ -296,7 +298,7 @@ class PoolView:
     def predicted_wait(self) -> float:
         """Seconds until a call that joins the queue now starts: as many ends as calls stand before it."""
         ahead = self.waiting + max(0, self.running - max(1, self.slots) + 1)
-        return ahead * self.pace
+        return ahead * self.pace + self.others / max(1, self.slots)
 
 
 def lending(specs: Mapping[str, PoolSpec]) -> dict[str, tuple[str, ...]]:

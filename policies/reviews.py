@@ -43,12 +43,14 @@ class Reviews:
         self._prompt = fade * self._prompt + prompt
         self._cached = fade * self._cached + min(cached, prompt)
 
-    def next_at(self, now: float) -> float | None:
-        """When the next review is due; at once where it was put off while nothing happened."""
+    def next_at(self, now: float) -> float:
+        """When the next review is due, infinitely late where none is; at once where it was put off while nothing
+        happened.
+        """
         dues = [*self._due.values()]
         if self._gate.next_review is not None:
             dues.append(self._gate.next_review)
-        return max(now, min(dues)) if dues else None
+        return max(now, min(dues)) if dues else math.inf
 
     def held(self, fleet: Fleet, now: float) -> list[Waiting]:
         """Carry out what is due; returns the calls that the gate lets through."""

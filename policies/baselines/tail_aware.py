@@ -22,8 +22,8 @@ class TailAware:
     within which calls are released to the engines; committed work bounds them here.
     """
 
-    holding: float = 4.0
-    typical: float = field(default=30.0, metadata={"unit": "s"})
+    holding: float = field(default=4.0, metadata={"above": 0.0})
+    typical: float = field(default=30.0, metadata={"unit": "s", "above": 0.0})
 
     def key(self, call: Call, estimate: Estimate, run: RunView, now: float) -> Key:
         old_at = run.started + (self.typical if run.p95 is None else run.p95)

@@ -91,7 +91,8 @@ class Floor:
         its own pool, and those of other pools that are lent to it."""
         call, policies = entry.call, self._policies[entry.call.pool]
         near = [engine for engine in free if call.pool in self._fleet.borrowers[engine.pool]]
-        gated = policies.borrowing.gated
+        # A pool without an engine of its own lives on what others lend.
+        gated = policies.borrowing.gated and any(engine.usable(now) for engine in self._fleet.of(call.pool))
         asked = [engine.name for engine in near if not gated or engine.pool == call.pool]
         # Even were all of the prompt there, the answer must fit.
         fitting = [engine for engine in near if engine.has_room(DECODE_WEIGHT * entry.estimate.output_tokens[0])]

@@ -112,7 +112,9 @@ class Orchestrated(Life):
         if state.pool == call.pool:
             return
         assert self.setting.layout != "isolated"
-        assert self.setting.layout == "shared" or state.on_loan <= MOST * budget
+        # A pool without a usable engine of its own lives on loans, however large.
+        homeless = not any(engine.usable(self.now) for engine in self.dispatcher.fleet.of(call.pool))
+        assert self.setting.layout == "shared" or homeless or state.on_loan <= MOST * budget
 
     def _note_turn(self, start: Start) -> None:
         """No call that has starved, and has not failed anywhere, may be passed where it could be served."""

@@ -22,6 +22,7 @@ class Listening:
     """A gate policy and a budget that keep what they are told."""
 
     period: float = 2.0
+    entry_only: bool = False
     loads: list[Load] = field(default_factory=list)
     seen: list[Congestion] = field(default_factory=list)
 
@@ -75,7 +76,7 @@ def known(policy: Listening) -> Gate:
 def test_an_open_gate_and_fixed_budgets_need_no_reviews() -> None:
     idle = reviews(SPECS, Open())
     assert not idle.needed
-    assert idle.next_at(5.0) is None
+    assert idle.next_at(5.0) == math.inf
     assert idle.held(a_fleet(SPECS), 5.0) == []
     assert reviews(SPECS, Listening()).needed
     assert reviews(SPECS, Open(), b=Adaptive()).needed
