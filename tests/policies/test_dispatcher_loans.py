@@ -153,3 +153,24 @@ def test_the_pools_own_bound_holds_under_any_budget() -> None:
     desk = a_desk([a_pool(sequences=9, work=1000)], policies=policies)
     started(desk, a_call("first", expected_output=200))
     assert desk.arrive(a_call("second", expected_output=200)) is None
+
+
+def test_a_pool_without_an_engine_of_its_own_lives_on_loans_however_large() -> None:
+    desk = a_desk(
+        [
+            a_pool("guest", work=1000, lenders=("guest", "owner"), minimum=0, start=0),
+            a_pool("owner", sequences=4, work=1000),
+        ],
+        policies=GATED,
+    )
+    assert started(desk, guest("large", 5000)).engine == "owner/0"
+
+
+def test_a_predicted_wait_counts_those_of_other_pools_who_wait_for_the_same_engines() -> None:
+    pools = [a_pool(name, lenders=("a", "b"), prior_service=service) for name, service in (("a", 1.0), ("b", 10.0))]
+    desk = a_desk(pools)
+    for number in range(5):
+        desk.arrive(a_call(f"b{number}", pool="b"))
+    view = desk.dispatcher.pool_view("a", 0.0)
+    assert (view.waiting, view.slots, view.others) == (0, 2, 30.0)
+    assert view.predicted_wait == pytest.approx(0.5 + 15.0)

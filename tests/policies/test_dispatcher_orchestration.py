@@ -181,6 +181,17 @@ def test_calls_that_are_parked_when_the_last_engine_goes_are_let_go() -> None:
     assert (refused.call, refused.reason) == ("parked", "no_engine")
 
 
+def test_calls_that_are_let_through_by_the_refusal_of_others_are_let_go_as_well() -> None:
+    gate = Named(name="aimd", params=(("start", 2), ("least", 2), ("step", 0)))
+    desk = a_desk([a_pool(sequences=1, minimum=0)], gate=gate)
+    started(desk, a_call("running"))
+    for number in range(5):  # one queues, the others are parked
+        assert desk.arrive(a_call(str(number))) is None
+    refused = desk.tell(Drained(engine="p/0"), Refused)
+    assert sorted(one.call for one in refused) == ["0", "1", "2", "3", "4"]
+    assert desk.dispatcher.calls == 1
+
+
 @pytest.mark.parametrize("bound", ["calls", "bytes"])
 def test_even_a_parked_run_finds_an_end_to_the_queue(bound: str) -> None:
     pool = a_pool(sequences=8, queue_calls=1) if bound == "calls" else a_pool(sequences=8, queue_bytes=100)

@@ -7,10 +7,10 @@ import math
 from policies.calls import Outcome
 from policies.catalog import Named
 from policies.events import Finished, Reported, Start, Woken
-from policies.gate import Load, Member, WorkingSet
+from policies.gate import Gate, Load, Member, WorkingSet
 from policies.pool import EngineLimits, PoolSpec
 from tests.policies.claims import claims
-from tests.policies.making import a_call, a_desk, started
+from tests.policies.making import a_call, a_desk, a_waiting, started
 
 
 def under_way(kept: float, *, context: int = 0) -> Member:
@@ -50,7 +50,41 @@ def test_a_conversation_that_fills_the_memory_holds_up_the_next_one_until_it_is_
     desk.tell(Reported(engine="p/0", alive=True), Start)
     desk.now = 2.0
     desk.tell(Woken(), Start)  # the first review learns how much memory there is
-    assert desk.arrive(a_call("waits", prompt_tokens=100)) is None
+    assert desk.arrive(a_call("waits", prompt_tokens=200)) is None
     again = started(desk, a_call("second turn", run="long", prompt_tokens=700, final=True))
     [waited] = desk.tell(Finished(call="second turn", attempt=again.attempt, outcome=outcome), Start)
     assert waited.call == "waits"
+
+
+def a_gate(tokens: float) -> Gate:
+    """A gate over so much memory, of which three quarters may be taken."""
+    gate = Gate(WorkingSet(share=0.75))
+    gate.came(("", "", "first of all"), 0.0, a_waiting(a_call("first of all"), 0), 0.0)
+    gate.reviewed(Load(kv_tokens=tokens), 0.0)
+    gate.went(("", "", "first of all"), a_waiting(a_call("first of all"), 0), over=True, now=0.0)
+    return gate
+
+
+def test_a_run_counts_for_no_more_than_its_longest_prompt_and_its_last_call() -> None:
+    gate, key = a_gate(1000.0), ("", "", "long")
+    for number in range(50):
+        entry = a_waiting(a_call(f"turn {number}", run="long", prompt_tokens=300), number)
+        assert gate.came(key, 0.0, entry, float(number), under_way=number > 0)
+        gate.went(key, entry, over=False, now=float(number), kept=100.0)
+    other = a_waiting(a_call("other", prompt_tokens=300), 99)
+    assert gate.came(("", "", "other"), 50.0, other, 50.0)
+
+
+def test_a_newcomer_does_not_pass_a_parked_run_because_it_is_small() -> None:
+    gate = a_gate(1000.0)
+    large, small = a_waiting(a_call("large", prompt_tokens=700), 1), a_waiting(a_call("small", prompt_tokens=10), 2)
+    assert gate.came(("", "", "there"), 0.0, a_waiting(a_call("there", prompt_tokens=500), 0), 0.0)
+    gate.went(("", "", "there"), a_waiting(a_call("there", prompt_tokens=500), 0), over=False, now=0.0, kept=500.0)
+    assert not gate.came(("", "", "large"), 1.0, large, 1.0)
+    assert not gate.came(("", "", "small"), 2.0, small, 2.0)
+
+
+def test_a_run_that_comes_back_after_long_is_not_parked_in_its_middle() -> None:
+    gate, key = a_gate(1000.0), ("", "", "back")
+    gate.came(("", "", "full"), 0.0, a_waiting(a_call("full", prompt_tokens=900), 0), 0.0)
+    assert gate.came(key, 0.0, a_waiting(a_call("late", run="back", prompt_tokens=900), 1), 100.0, under_way=True)
