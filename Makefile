@@ -11,7 +11,7 @@ JOBS   ?= 2
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.run ## 60 questions through an NL2SQL agent, under three pool layouts, with a table at the end
+demo: $(VENV)/.run ## 60 questions through an NL2SQL agent, under four pool layouts, with a table at the end
 	@$(BIN)/cortex demo
 
 serve: $(VENV)/.run data/sales.duckdb ## start the gateway with config.yaml on 127.0.0.1:8080 and leave it running

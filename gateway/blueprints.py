@@ -48,11 +48,10 @@ def complaint(slot: str, spec: PolicySpec) -> str | None:
 def _pool(config: Config, name: str) -> PoolSpec:
     pool = config.pools[name]
     backend = pool.backend
-    limits = EngineLimits(
-        sequences=pool.concurrency.sequences,
-        work=float(pool.concurrency.work),
-        kv_tokens=backend.num_gpu_blocks * backend.block_size if isinstance(backend, Emulated) else None,
-    )
+    memory = pool.concurrency.kv_tokens
+    if memory is None and isinstance(backend, Emulated):
+        memory = backend.num_gpu_blocks * backend.block_size
+    limits = EngineLimits(sequences=pool.concurrency.sequences, work=float(pool.concurrency.work), kv_tokens=memory)
     return PoolSpec(
         name=name,
         kind=pool.kind,

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", type=Path, metavar="FILE")
     check.set_defaults(run=_check)
     demo = commands.add_parser(
-        "demo", help="60 questions through an NL2SQL agent, under three pool layouts", add_help=False
+        "demo", help="60 questions through an NL2SQL agent, under four pool layouts", add_help=False
     )
     demo.set_defaults(run=_demo)
     _add_virtual(commands)

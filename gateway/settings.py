@@ -183,6 +183,7 @@ class Concurrency(Part):
 
     sequences: Count = 32
     work: Count = 120_000
+    kv_tokens: Count | None = None
 
 
 class PoolPolicies(Part):

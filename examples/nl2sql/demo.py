@@ -1,4 +1,4 @@
-"""The demo: 60 questions through an NL2SQL agent, under three pool layouts over the same engines.
+"""The demo: 60 questions through an NL2SQL agent, under four pool layouts over the same engines.
 
 Every figure about engines is read from the engines' own metrics, and every answer is compared with the rows that
 DuckDB gives for the gold SQL over a connection that does not go through the gateway.

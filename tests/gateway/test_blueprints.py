@@ -113,6 +113,7 @@ def test_a_pool_keeps_its_bounds_and_what_its_engines_take(tmp_path: Path) -> No
     pools = {
         "llm": llm(engines={"min": 0, "start": 2, "max": 5}, concurrency={"sequences": 7, "work": 900}),
         "real": attached("http://127.0.0.1:1", "http://127.0.0.1:2"),
+        "told": attached("http://127.0.0.1:3") | {"concurrency": {"kv_tokens": 90_000}},
         "sql": shop.warehouse(tmp_path, workers=3),
     }
     made = plan(tmp_path, pools, limits={"queue_calls": 9, "queue_bytes": "1MB", "attempts": 2, "run_idle": "1m"})
@@ -122,6 +123,7 @@ def test_a_pool_keeps_its_bounds_and_what_its_engines_take(tmp_path: Path) -> No
     assert (spec.queue_calls, spec.queue_bytes, spec.prior_service) == (9, 1_000_000, PRIOR_SERVICE["llm"])
     real = made.pools["real"]
     assert (real.minimum, real.start, real.maximum, real.limits.kv_tokens) == (1, 2, 2, None)
+    assert made.pools["told"].limits.kv_tokens == 90_000
     sql = made.pools["sql"]
     assert (sql.kind, sql.limits.sequences, sql.start, sql.prior_service) == ("sql", 1, 3, PRIOR_SERVICE["sql"])
     assert (made.limits.attempts, made.limits.run_idle, made.seed) == (2, 60.0, 4)
