@@ -126,7 +126,7 @@ async def test_a_loan_and_a_run_that_the_gate_holds_back_are_shown(tmp_path: Pat
     slow = EmulatedOptions(decode_step=0.02)
     async with serve(slow) as one, serve(slow) as two:
         pools = {name: attached(server.url, sequences=1) for name, server in (("a", one), ("b", two))}
-        gate = {"name": "aimd", "start": 2, "least": 2, "step": 0, "period": "1h"}
+        gate = {"name": "aimd", "start": 2, "least": 2, "step": 0, "period": "60s"}
         policies = {"gate": gate, "borrowing": {"name": "gated", "load": 1, "most": 0.5}}
         text = written(pools, admin={"token": "secret"}, policies=policies)
         async with running(tmp_path, text) as up:
