@@ -202,13 +202,18 @@ class WorkingSet:
 
     entry_only: bool = field(default=True, init=False)
     period: float = field(default=2.0, metadata={"unit": "s", "above": 0.0, "most": 60.0})
-    share: float = field(default=0.75, metadata={"above": 0.0})
+    share: float = field(default=0.75, metadata={"above": 0.0, "most": 1.0})
+    fade: float = field(default=10.0, metadata={"unit": "s", "above": 0.0})
 
     def limit(self, limit: float, load: Load) -> float:
         return self.share * load.kv_tokens
 
     def admits(self, one: Member, active: Collection[Member], limit: float, load: Load, now: float) -> bool:
-        return not active or one.context + sum(member.kept for member in active) <= limit
+        return not active or one.context + sum(self._held(member, now) for member in active) <= limit
+
+    def _held(self, member: Member, now: float) -> float:
+        """Of a run between two calls, less and less: perhaps it is over and nobody has said so."""
+        return member.kept if member.open else member.kept * 0.5 ** ((now - member.seen) / self.fade)
 
     def pauses(self, active: Collection[Member], limit: float, load: Load, now: float) -> Sequence[Member]:
         return ()

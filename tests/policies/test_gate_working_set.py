@@ -88,3 +88,11 @@ def test_a_run_that_comes_back_after_long_is_not_parked_in_its_middle() -> None:
     gate, key = a_gate(1000.0), ("", "", "back")
     gate.came(("", "", "full"), 0.0, a_waiting(a_call("full", prompt_tokens=900), 0), 0.0)
     assert gate.came(key, 0.0, a_waiting(a_call("late", run="back", prompt_tokens=900), 1), 100.0, under_way=True)
+
+
+def test_a_run_that_pauses_counts_for_less_and_less() -> None:
+    policy, paused = WorkingSet(fade=10.0), under_way(800.0)
+    assert not policy.admits(under_way(0.0, context=600), [paused], 1000.0, Load(), 9.0)
+    assert policy.admits(under_way(0.0, context=600), [paused], 1000.0, Load(), 10.0)
+    paused.open = 1
+    assert not policy.admits(under_way(0.0, context=600), [paused], 1000.0, Load(), 100.0)
