@@ -172,7 +172,7 @@ class AdminApi:
             "running": len(state.slots),
             "queued": report.waiting if report is not None else 0,
             "committed_work": state.work,
-            "budget": budget if (budget := min(state.budget, state.limits.work)) < UNLIMITED else None,
+            "budget": state.allowed if state.allowed < UNLIMITED else None,
             "on_loan": state.on_loan,
             "prefill": state.prefill,
             "urgency": round(state.urgency, 4),

@@ -81,6 +81,11 @@ class Estimate:
     known: bool = True
     outlook: Outlook | None = None
 
+    @property
+    def needed(self) -> float:
+        """Seconds of service until the run's end: of this call and of what follows it."""
+        return self.service + self.remaining
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

@@ -356,14 +356,13 @@ class Dispatcher:
         self._attempt += 1
         tracked.attempt, tracked.engine = self._attempt, engine.name
         tracked.attempts += 1
-        prefill, decode = work(entry, choice.matched)
+        prefill, decode = work(entry, choice)
         slot = Slot(
             call=call.id,
             attempt=self._attempt,
             prefill=prefill,
             decode=decode,
             since=now,
-            expected_cached=choice.matched,
             fresh=prefill + entry.estimate.output_tokens[0],
             borrowed=engine.pool != call.pool,
             urgency=urgency(entry.deadline, entry.estimate, now),

@@ -197,7 +197,8 @@ class WorkingSet:
     and of its answers. A conversation comes back to all of it. Where the sum over the runs under way (and those
     whose last call ended within half a minute) exceeds the share `share` of all engines' memory, each new run would
     push another one's context out of the cache, and all of them would compute their prompts again and again. A run
-    counts for no more than its longest prompt and its last call.
+    counts for no more than its longest prompt and its last call, and between two calls for half after each `fade`
+    seconds: perhaps it is over.
     """
 
     entry_only: bool = field(default=True, init=False)
@@ -212,7 +213,6 @@ class WorkingSet:
         return not active or one.context + sum(self._held(member, now) for member in active) <= limit
 
     def _held(self, member: Member, now: float) -> float:
-        """Of a run between two calls, less and less: perhaps it is over and nobody has said so."""
         return member.kept if member.open else member.kept * 0.5 ** ((now - member.seen) / self.fade)
 
     def pauses(self, active: Collection[Member], limit: float, load: Load, now: float) -> Sequence[Member]:

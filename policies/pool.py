@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.calls import Kind, Outcome
+from policies.calls import Call, Kind, Outcome
 from policies.pace import Pace
 
 EngineStatus = Literal["starting", "ready", "draining", "gone"]
@@ -63,9 +63,9 @@ class Slot:
     """One attempt in an engine. `prefill` and `decode` are its committed work in tokens, 4 for one to be written.
 
     `fresh` tokens of KV memory it will hold that were not there before it; `borrowed` says that it is a call of
-    another pool than the engine's. When it began, the engine ran `crowd` calls, itself among them, had `ahead`
-    tokens of other prompts to compute and spent the share `pressure` of its time on such; it computed `computed` of
-    its own. `urgency` is what a second of delay costs its run, from 0 to 1.
+    another pool than the engine's. `urgency` is what a second of delay costs its run, from 0 to 1. When it began, the
+    engine's own `shares` stood so; it ran `crowd` calls, itself among them, had `ahead` tokens of other prompts to
+    compute and spent the share `pressure` of its time on such; it computed `computed` of its own.
     """
 
     call: str
@@ -73,7 +73,6 @@ class Slot:
     prefill: float
     decode: float
     since: float
-    expected_cached: int
     fresh: float = 0.0
     borrowed: bool = False
     urgency: float = 1.0
@@ -96,8 +95,7 @@ class EngineView:
     which it has `work`, with `prefill` tokens still to be computed, and `on_loan` in calls of other pools.
     `footprint` tokens of its KV memory are worth keeping: what it was sent more than once, and what its calls add.
     Its calls lose `urgency` by a second of delay, all together; it spends the share `pressure` of its time on
-    prompts. The call would be a
-    `guest` there, on loan.
+    prompts. The call would be a `guest` there, on loan.
     """
 
     name: str
@@ -122,6 +120,10 @@ class EngineView:
     def load(self) -> float:
         """The share of its capacity that is taken: of its seats or of its budget, whichever is scarcer."""
         return max(self.running / self.limits.sequences, self.work / self.budget)
+
+    def missing(self, call: Call) -> int:
+        """The tokens of the call's prompt that it would have to compute."""
+        return max(0, call.prompt_tokens - self.matched)
 
 
 @dataclass(slots=True)
@@ -165,6 +167,11 @@ class EngineState:
         """Whether it may be given a call at all, room aside."""
         return self.status == "ready" and now >= self.ejected_until
 
+    @property
+    def allowed(self) -> float:
+        """The committed work that it may have: its budget within its limit."""
+        return min(self.budget, self.limits.work)
+
     def has_room(self, work: float) -> bool:
         """Whether it may take this much more. An empty engine takes any one call, however large; one just let
         back in after an ejection takes one call at a time until it has proved itself."""
@@ -172,8 +179,7 @@ class EngineState:
             return True
         if self.ejections and self.failures:
             return False
-        within = min(self.budget, self.limits.work)
-        return len(self.slots) < self.limits.sequences and self.work + work <= within
+        return len(self.slots) < self.limits.sequences and self.work + work <= self.allowed
 
     def pressure(self, now: float) -> float:
         """The share of its time that it spends on prompts, going by what it was given of late."""
@@ -192,7 +198,7 @@ class EngineState:
             matched=matched,
             last_start=self.last_start,
             tried=tried,
-            budget=min(self.budget, self.limits.work),
+            budget=self.allowed,
             prefill=self.prefill,
             on_loan=self.on_loan,
             footprint=hot + self.fresh,

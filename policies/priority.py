@@ -76,7 +76,7 @@ class LeastSlack:
 
     def key(self, call: Call, estimate: Estimate, run: RunView, now: float) -> Key:
         deadline = run.started + NO_DEADLINE if run.deadline is None else run.deadline
-        needed = estimate.service + estimate.remaining
+        needed = estimate.needed
         moment = shifted(deadline - needed, call, self.step) + self.fairness * min(run.lead, LEAD_MOST)
         cell = bucket(moment - self.straggler if run.last else moment, self.quantum)
         value = estimate.success / max(estimate.service, 1e-3) if estimate.known else 1.0 / (1.0 + run.attained)

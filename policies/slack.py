@@ -16,7 +16,7 @@ def latest_start(deadline: float | None, estimate: Estimate) -> float | None:
     """The last moment at which the call can start and the run still make its deadline; None without a deadline."""
     if deadline is None:
         return None
-    return deadline - estimate.service - estimate.remaining
+    return deadline - estimate.needed
 
 
 def slack(deadline: float | None, estimate: Estimate, now: float) -> float | None:
@@ -39,5 +39,5 @@ def urgency(deadline: float | None, estimate: Estimate, now: float) -> float:
     spare = slack(deadline, estimate, now)
     if spare is None:
         return LEAST
-    needed = EASE * max(0.1, estimate.service + estimate.remaining)
+    needed = EASE * max(0.1, estimate.needed)
     return LEAST + (1.0 - LEAST) * math.exp(-abs(spare) / needed)

@@ -19,5 +19,5 @@ class SrptOracle:
     """
 
     def key(self, call: Call, estimate: Estimate, run: RunView, now: float) -> Key:
-        needed = estimate.service + estimate.remaining if call.foretold is None else call.foretold
+        needed = estimate.needed if call.foretold is None else call.foretold
         return Key(start=(needed, call.arrived), bucket=cell(needed, 0.01))

@@ -18,10 +18,9 @@ from policies.routing.prefix import PrefixIndex
 from policies.slack import urgency
 
 
-def work(entry: Waiting, matched: int) -> tuple[float, float]:
-    """The committed work of a call on an engine that holds `matched` tokens of its prompt: prefill and decode."""
-    prefill = max(0, entry.call.prompt_tokens - matched)
-    return float(prefill), DECODE_WEIGHT * entry.estimate.output_tokens[0]
+def work(entry: Waiting, engine: EngineView) -> tuple[float, float]:
+    """The committed work of a call on an engine, in tokens: prefill and decode."""
+    return float(engine.missing(entry.call)), DECODE_WEIGHT * entry.estimate.output_tokens[0]
 
 
 class Floor:
@@ -109,7 +108,7 @@ class Floor:
                 if not policies.borrowing.lends(call, entry.estimate, view, engine.pool in self._lines):
                     continue
                 asked.append(name)
-            if engine.has_room(sum(work(entry, view.matched))):
+            if engine.has_room(sum(work(entry, view))):
                 views.append(view)
         demand = Demand(
             call=call,

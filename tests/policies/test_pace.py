@@ -140,7 +140,7 @@ def an_engine() -> EngineState:
 
 
 def a_slot(attempt: int, prefill: float, since: float = 0.0) -> Slot:
-    return Slot(call=str(attempt), attempt=attempt, prefill=prefill, decode=0.0, since=since, expected_cached=0)
+    return Slot(call=str(attempt), attempt=attempt, prefill=prefill, decode=0.0, since=since)
 
 
 def test_the_pressure_on_an_engine_is_that_of_the_prompts_it_was_given_of_late() -> None:
