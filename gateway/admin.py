@@ -172,7 +172,7 @@ class AdminApi:
             "running": len(state.slots),
             "queued": report.waiting if report is not None else 0,
             "committed_work": state.work,
-            "budget": state.allowed if state.allowed < UNLIMITED else None,
+            "budget": state.budget if state.budget < UNLIMITED else None,
             "on_loan": state.on_loan,
             "prefill": state.prefill,
             "urgency": round(state.urgency, 4),

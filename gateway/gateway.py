@@ -88,7 +88,7 @@ class Gateway:
         for engine in dispatcher.fleet:
             name = engine.name
             metrics.kv.labels(name).set(engine.kv_use)
-            metrics.budget.labels(name).set(engine.allowed)
+            metrics.budget.labels(name).set(engine.budget)
             metrics.on_loan.labels(name).set(engine.on_loan)
             metrics.pressure.labels(name).set(engine.pressure(now))
             metrics.prefix.labels(name).set(dispatcher.prefixes.resident(name))

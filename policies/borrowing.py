@@ -54,7 +54,7 @@ class Gated:
     def lends(self, call: Call, estimate: Estimate, engine: EngineView, owner_waits: bool) -> bool:
         if engine.load > self.load:
             return False
-        prefill, output = engine.missing(call), estimate.output_tokens[0]
+        prefill, output = call.missing(engine.matched), estimate.output_tokens[0]
         most = self.pressed if owner_waits else self.most
         if engine.on_loan + prefill + DECODE_WEIGHT * output > most * engine.budget:
             return False

@@ -54,6 +54,10 @@ class Call:
     foretold: float | None = None
     knobs: Knobs = Knobs()
 
+    def missing(self, matched: int) -> int:
+        """The tokens of its prompt that are to be computed where `matched` of them are cached."""
+        return max(0, self.prompt_tokens - matched)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:

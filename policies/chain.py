@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 SWEEPS = 64
 """Times that values are handed on through the chain at most: one that never ends costs this much, not endlessly."""
+STEPS = 4000
+"""Ways handed along at most, in all sweeps: a dense chain gets fewer of them, so that it keeps nobody waiting."""
 CLOSE = 1e-3
 """The relative change that is not worth another sweep."""
 UPPER = 0.8416
@@ -53,7 +55,7 @@ class Remaining:
 def remaining(states: Sequence[State]) -> list[Remaining]:
     """What comes after each state. The sweeps end soonest where a state's followers come after it in the list."""
     after = [Remaining() for _ in states]
-    for _ in range(SWEEPS):
+    for _ in range(_sweeps(states)):
         changed = False
         for index in range(len(states) - 1, -1, -1):
             new = _step(states, after, states[index])
@@ -62,6 +64,11 @@ def remaining(states: Sequence[State]) -> list[Remaining]:
         if not changed:
             break
     return after
+
+
+def _sweeps(states: Sequence[State]) -> int:
+    ways = sum(len(state.ways) + len(state.beside) for state in states)
+    return max(2, min(SWEEPS, STEPS // max(1, ways)))
 
 
 def _step(states: Sequence[State], after: list[Remaining], state: State) -> Remaining:
@@ -103,7 +110,7 @@ def visits(states: Sequence[State], start: State, joins: frozenset[int]) -> list
     entered = [0.0] * len(states)
     # What has just entered each state: along the run's first branch, and along those beside it.
     main, other = _spread((start,), (1.0,), (0.0,), len(states), joins)
-    for _ in range(SWEEPS):
+    for _ in range(_sweeps(states)):
         for index, (along, aside) in enumerate(zip(main, other, strict=True)):
             entered[index] += along + aside
         if sum(main) + sum(other) < CLOSE:

@@ -356,7 +356,7 @@ class Dispatcher:
         self._attempt += 1
         tracked.attempt, tracked.engine = self._attempt, engine.name
         tracked.attempts += 1
-        prefill, decode = work(entry, choice)
+        prefill, decode = work(entry, choice.matched)
         slot = Slot(
             call=call.id,
             attempt=self._attempt,
@@ -415,11 +415,12 @@ class Dispatcher:
             pools = () if engine is None else self.fleet.borrowers[engine.pool]
         if isinstance(event, EngineUp) and self.fleet.get(event.engine) is not None:
             self.prefixes.add_engine(event.engine, event.limits.kv_tokens)
-            self._reviews.joined(self.fleet, event.engine)
         if isinstance(event, Woken):
             self._wake_at = None
             self._lines.push(self._reviews.held(self.fleet, now), now)
         out += self.fleet.handle(event, now)
+        if isinstance(event, EngineUp):
+            self._reviews.joined(self.fleet, event.engine)
         refused = self._refuse_stranded(now, out)
         self._plan_wake(now, out)
         return (*pools, *refused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from policies.sketch import Sketch
+from policies.sketch import VALUES, Sketch
 
 LEVEL = 0.001
 """Chance of a false alarm of one test. Service times of neighbouring calls are alike, so it is a small one."""
@@ -24,12 +24,11 @@ def drifted(older: Sketch, newer: Sketch) -> bool:
 
 def distances(one: Sketch, other: Sketch) -> tuple[float, float]:
     """The greatest distance of two distribution functions, and the area between them."""
-    steps = sorted([(number, risen, 0) for number, risen in one.shares()] + [(n, r, 1) for n, r in other.shares()])
-    risen = [0.0, 0.0]
-    greatest = area = before = 0.0
-    for index, (number, share, which) in enumerate(steps):
-        area += abs(risen[0] - risen[1]) * (number - before)
-        risen[which], before = share, number
-        if index + 1 == len(steps) or steps[index + 1][0] > number:
-            greatest = max(greatest, abs(risen[0] - risen[1]))
+    each, every = 1 / one.total, 1 / other.total
+    apart = greatest = area = before = 0.0
+    for index in sorted({**one.buckets, **other.buckets}):
+        area += abs(apart) * (VALUES[index] - before)
+        before = VALUES[index]
+        apart += each * one.buckets.get(index, 0.0) - every * other.buckets.get(index, 0.0)
+        greatest = max(greatest, abs(apart))
     return greatest, area

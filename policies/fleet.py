@@ -129,7 +129,7 @@ class Fleet:
         state = self._engines.get(event.engine)
         if state is None:
             return
-        state.limits = event.limits
+        state.limits, state.budget = event.limits, event.limits.work
         if state.status == "starting":
             state.status = "ready"
         roster = self._rosters[state.pool]

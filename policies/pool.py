@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.calls import Call, Kind, Outcome
+from policies.calls import Kind, Outcome
 from policies.pace import Pace
 
 EngineStatus = Literal["starting", "ready", "draining", "gone"]
@@ -121,16 +121,13 @@ class EngineView:
         """The share of its capacity that is taken: of its seats or of its budget, whichever is scarcer."""
         return max(self.running / self.limits.sequences, self.work / self.budget)
 
-    def missing(self, call: Call) -> int:
-        """The tokens of the call's prompt that it would have to compute."""
-        return max(0, call.prompt_tokens - self.matched)
 
 
 @dataclass(slots=True)
 class EngineState:
     """One engine: its attempts, its committed work, its health. Owned by the dispatcher.
 
-    `budget` is the committed work that it may have at once, `prefill` the part of `work` that is still to be
+    `budget` is the committed work that it may have at once, within its limit, `prefill` the part of `work` that is still to be
     computed from prompts, `on_loan` the part that is other pools'. `fresh` tokens of KV memory its calls add to what
     was there, and lose `urgency` by a second of delay, all together. `pace` is its pool's. `inflow` is how many
     prompt tokens it was given of late, those of INFLOW_MEMORY seconds ago counting a third, as of `inflow_at`.
@@ -167,11 +164,6 @@ class EngineState:
         """Whether it may be given a call at all, room aside."""
         return self.status == "ready" and now >= self.ejected_until
 
-    @property
-    def allowed(self) -> float:
-        """The committed work that it may have: its budget within its limit."""
-        return min(self.budget, self.limits.work)
-
     def has_room(self, work: float) -> bool:
         """Whether it may take this much more. An empty engine takes any one call, however large; one just let
         back in after an ejection takes one call at a time until it has proved itself."""
@@ -179,7 +171,7 @@ class EngineState:
             return True
         if self.ejections and self.failures:
             return False
-        return len(self.slots) < self.limits.sequences and self.work + work <= self.allowed
+        return len(self.slots) < self.limits.sequences and self.work + work <= self.budget
 
     def pressure(self, now: float) -> float:
         """The share of its time that it spends on prompts, going by what it was given of late."""
@@ -198,7 +190,7 @@ class EngineState:
             matched=matched,
             last_start=self.last_start,
             tried=tried,
-            budget=self.allowed,
+            budget=self.budget,
             prefill=self.prefill,
             on_loan=self.on_loan,
             footprint=hot + self.fresh,

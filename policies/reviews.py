@@ -68,7 +68,7 @@ class Reviews:
         work = self._work[state.pool]
         if math.isinf(work):  # before the first review
             work = self._budgets[state.pool].resized(work, Congestion(waits=(), waiting=0.0))
-        state.budget = min(UNLIMITED, work)
+        state.budget = min(state.limits.work, work)
 
     def _resize(self, pool: str, budget: Budget, fleet: Fleet, now: float) -> None:
         engines = [engine for engine in fleet.of(pool) if engine.usable(now)]

@@ -18,7 +18,7 @@ LEAST, MOST = 1e-6, 1e9
 _LOG = math.log((1 + ERROR) / (1 - ERROR))
 _FIRST, _LAST = math.ceil(math.log(LEAST) / _LOG), math.ceil(math.log(MOST) / _LOG)
 BUCKETS = _LAST - _FIRST + 1
-_VALUES = (0.0, *(math.exp(_LOG * index) * (1 - ERROR) for index in range(_FIRST + 1, _LAST + 1)))
+VALUES = (0.0, *(math.exp(_LOG * index) * (1 - ERROR) for index in range(_FIRST + 1, _LAST + 1)))
 """For each bucket the number that is off by no more than ERROR from all in it."""
 
 
@@ -53,7 +53,7 @@ class Sketch:
         """The numbers in rising order, each with the share of all that is not above it."""
         order = sorted(self.buckets)
         risen = accumulate(self.buckets[index] for index in order)
-        return [(_VALUES[index], weight / self.total) for index, weight in zip(order, risen, strict=True)]
+        return [(VALUES[index], weight / self.total) for index, weight in zip(order, risen, strict=True)]
 
     def quantile(self, share: float) -> float:
         """The number that this share of all does not exceed; 0 of an empty sketch."""

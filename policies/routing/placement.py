@@ -18,9 +18,9 @@ from policies.routing.prefix import PrefixIndex
 from policies.slack import urgency
 
 
-def work(entry: Waiting, engine: EngineView) -> tuple[float, float]:
-    """The committed work of a call on an engine, in tokens: prefill and decode."""
-    return float(engine.missing(entry.call)), DECODE_WEIGHT * entry.estimate.output_tokens[0]
+def work(entry: Waiting, matched: int) -> tuple[float, float]:
+    """The committed work of a call on an engine that holds `matched` tokens of its prompt: prefill and decode."""
+    return float(entry.call.missing(matched)), DECODE_WEIGHT * entry.estimate.output_tokens[0]
 
 
 class Floor:
@@ -86,34 +86,45 @@ class Floor:
     def _place(
         self, entry: Waiting, free: Sequence[EngineState], now: float
     ) -> tuple[EngineView | None, Sequence[str]]:
-        """The engine that takes the call, None where none can; and which of the free ones it may ask at all: those of
-        its own pool, and those of other pools that are lent to it."""
-        call, policies = entry.call, self._policies[entry.call.pool]
-        near = [engine for engine in free if call.pool in self._fleet.borrowers[engine.pool]]
-        # A pool without an engine of its own lives on what others lend.
-        gated = policies.borrowing.gated and any(engine.usable(now) for engine in self._fleet.of(call.pool))
-        asked = [engine.name for engine in near if not gated or engine.pool == call.pool]
-        # Even were all of the prompt there, the answer must fit.
-        fitting = [engine for engine in near if engine.has_room(DECODE_WEIGHT * entry.estimate.output_tokens[0])]
-        if not fitting:
+        """The engine that takes the call, None where none can; and which of the free ones it may ask at all."""
+        views, asked = self._offers(entry, free, now)
+        if not views:
             return None, asked
-        matched = self._prefixes.matches(call.prefix, [engine.name for engine in fitting])
-        views = []
-        for engine in fitting:
-            name = engine.name
-            hot = self._prefixes.hot(name)
-            guest = gated and engine.pool != call.pool
-            view = engine.view(now, matched=matched[name], tried=name in entry.tried, hot=hot, guest=guest)
-            if guest:
-                if not policies.borrowing.lends(call, entry.estimate, view, engine.pool in self._lines):
-                    continue
-                asked.append(name)
-            if engine.has_room(sum(work(entry, view))):
-                views.append(view)
         demand = Demand(
-            call=call,
+            call=entry.call,
             output=entry.estimate.output_tokens[0],
             urgency=urgency(entry.deadline, entry.estimate, now),
             lost=entry.rank == LOST,
         )
-        return policies.routing.choose(demand, views, self._rng), asked
+        return self._policies[entry.call.pool].routing.choose(demand, views, self._rng), asked
+
+    def _offers(
+        self, entry: Waiting, free: Sequence[EngineState], now: float
+    ) -> tuple[Sequence[EngineView], Sequence[str]]:
+        """The free engines with room for a call; and which of the free ones it may ask at all: those of its own pool,
+        and those of other pools that are lent to it.
+        """
+        call, borrowing = entry.call, self._policies[entry.call.pool].borrowing
+        near = [engine for engine in free if call.pool in self._fleet.borrowers[engine.pool]]
+        # A pool without an engine of its own lives on what others lend.
+        gated = borrowing.gated and any(engine.usable(now) for engine in self._fleet.of(call.pool))
+        asked = [engine.name for engine in near if not gated or engine.pool == call.pool]
+        # Even were all of the prompt there, the answer must fit.
+        fitting = [engine for engine in near if engine.has_room(DECODE_WEIGHT * entry.estimate.output_tokens[0])]
+        matches = self._prefixes.matches(call.prefix, [engine.name for engine in fitting])
+        views = []
+        for engine in fitting:
+            name = engine.name
+            matched, guest = matches[name], gated and engine.pool != call.pool
+            room = engine.has_room(sum(work(entry, matched)))
+            if not room and not guest:
+                continue
+            hot = self._prefixes.hot(name)
+            view = engine.view(now, matched=matched, tried=name in entry.tried, hot=hot, guest=guest)
+            if guest:
+                if not borrowing.lends(call, entry.estimate, view, engine.pool in self._lines):
+                    continue
+                asked.append(name)
+            if room:
+                views.append(view)
+        return views, asked

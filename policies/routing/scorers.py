@@ -54,7 +54,7 @@ class LeastDelay:
 
     def _cost(self, demand: Demand, engine: EngineView) -> float:
         call, pace = demand.call, engine.pace
-        missing = engine.missing(call)
+        missing = call.missing(engine.matched)
         crowd = engine.running + 1
         own = pace.prefill * (missing + engine.prefill) + pace.decode(demand.output, crowd, engine.pressure)
         taken = pace.prefill * missing + pace.sequence * demand.output

@@ -107,7 +107,7 @@ class Orchestrated(Life):
         return state
 
     def _note_room(self, call: Call, state: EngineState) -> None:
-        budget = state.allowed
+        budget = state.budget
         assert len(state.slots) == 1 or state.work <= budget
         if state.pool == call.pool:
             return

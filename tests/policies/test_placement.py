@@ -17,7 +17,7 @@ from policies.protocols import Key
 from policies.queue import Waiting
 from policies.routing.placement import Floor, work
 from policies.routing.prefix import PrefixIndex
-from tests.policies.making import a_call, a_pool, a_view, a_waiting
+from tests.policies.making import a_call, a_pool, a_waiting
 
 GATED = PolicySet(borrowing=Named(name="gated", params=(("pressed", 0.25), ("most", 0.75))))
 
@@ -80,7 +80,7 @@ class Hall:
         started = []
         for entry, choice in self.floor.starts(tuple(self.specs), 0.0, passed):
             self.lines.take(entry)
-            self.occupy(choice.name, *work(entry, choice), borrowed=choice.pool != entry.call.pool)
+            self.occupy(choice.name, *work(entry, choice.matched), borrowed=choice.pool != entry.call.pool)
             started.append((entry.call.id, choice.name))
         return started, [entry.call.id for entry in passed]
 
@@ -213,6 +213,6 @@ def test_a_guest_keeps_a_lent_engine_that_has_no_room_for_it_and_none_that_was_n
 def test_work_is_what_is_missing_of_the_prompt_and_four_for_each_token_to_be_written() -> None:
     entry = a_waiting(a_call(prompt_tokens=300))
     entry.estimate = Estimate(output_tokens=(25, 99), service=1.0, remaining=0.0)
-    assert work(entry, a_view(matched=0)) == (300.0, 100.0)
-    assert work(entry, a_view(matched=200)) == (100.0, 100.0)
-    assert work(entry, a_view(matched=999)) == (0.0, 100.0)
+    assert work(entry, 0) == (300.0, 100.0)
+    assert work(entry, 200) == (100.0, 100.0)
+    assert work(entry, 999) == (0.0, 100.0)
