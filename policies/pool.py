@@ -122,17 +122,16 @@ class EngineView:
         return max(self.running / self.limits.sequences, self.work / self.budget)
 
 
-
 @dataclass(slots=True)
 class EngineState:
     """One engine: its attempts, its committed work, its health. Owned by the dispatcher.
 
-    `budget` is the committed work that it may have at once, within its limit, `prefill` the part of `work` that is still to be
-    computed from prompts, `on_loan` the part that is other pools'. `fresh` tokens of KV memory its calls add to what
-    was there, and lose `urgency` by a second of delay, all together. `pace` is its pool's. `inflow` is how many
-    prompt tokens it was given of late, those of INFLOW_MEMORY seconds ago counting a third, as of `inflow_at`.
-    `shares` counts its seconds, each divided by the calls that shared it, as of `shares_at`. `for_good` marks one
-    that was told to go, as against one that its pool can spare for now.
+    `budget` is the committed work that it may have at once, within its limit, `prefill` the part of `work` that is
+    still to be computed from prompts, `on_loan` the part that is other pools'. `fresh` tokens of KV memory its calls
+    add to what was there, and lose `urgency` by a second of delay, all together. `pace` is its pool's. `inflow` is
+    how many prompt tokens it was given of late, those of INFLOW_MEMORY seconds ago counting a third, as of
+    `inflow_at`. `shares` counts its seconds, each divided by the calls that shared it, as of `shares_at`. `for_good`
+    marks one that was told to go, as against one that its pool can spare for now.
     """
 
     name: str

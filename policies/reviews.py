@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from policies.budget import Budget, Congestion
 from policies.fleet import Fleet
 from policies.gate import Gate, Load
-from policies.pool import UNLIMITED, PoolSpec
+from policies.pool import PoolSpec
 from policies.queue import Waiting
 
 WAITS = 64

@@ -40,7 +40,7 @@ class _Run:
 
 class Clients:
     """All runs of a scenario. `ask` is given each call in its time, with the seed of its prefixes; `leave` the
-    id of one that nobody waits for."""
+    id of one that nobody waits for. `measured_from` is when the first run comes that is not of the warm-up."""
 
     def __init__(self, scenario: Scenario, agenda: Agenda, ask: Ask, leave: Callable[[str], None]) -> None:
         self._scenario = scenario
@@ -54,6 +54,7 @@ class Clients:
         plans = scenario.workload.runs
         configs = {pool: spec.config for pool, spec in scenario.engines.items() if spec.config is not None}
         warm = int(scenario.warmup * len(plans))
+        self.measured_from = plans[warm].at if plans else 0.0
         self._runs = [
             _Run(plan, remaining(seconds), identity(plan.tenant), index >= warm)
             for index, (plan, seconds) in enumerate(zip(plans, rounds(plans, configs), strict=True))

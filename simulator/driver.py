@@ -78,6 +78,7 @@ class _Simulation:
         self._workers: dict[str, Worker] = {}
         self._dead: set[str] = set()
         self._counters = {pool: Counters() for pool in self._pools}
+        self._warmed_up = {pool: Counters() for pool in self._pools}
         self._kv_use: dict[str, list[tuple[float, float]]] = {
             pool: [] for pool, spec in self._pools.items() if spec.kind == "llm"
         }
@@ -93,20 +94,27 @@ class _Simulation:
             if fault.kind == "dies":
                 self._agenda.at(fault.at, self._die, fault.engine)
         self._agenda.at(0.0, self._report)
+        self._agenda.at(self._clients.measured_from, self._warm_up)
         self._agenda.run(self._clients.latest + self._scenario.overtime)
         for engine in list(self._workers):
             self._dismiss(engine)
-        runs = self._scenario.workload.runs
         return Result(
             runs=self._clients.records(),
             stages=self._clients.stages,
-            engines=self._counters,
+            engines={pool: done.since(self._warmed_up[pool]) for pool, done in self._counters.items()},
             kv_use=self._kv_use,
             refusals=self._clients.refusals,
-            span=self._agenda.now - runs[0].at if runs else 0.0,
+            span=self._agenda.now - self._clients.measured_from if self._scenario.workload.runs else 0.0,
             events=self._events,
             profile=self._dispatcher.profiles.dump(),
         )
+
+    def _warm_up(self) -> None:
+        """Remember what the engines have done before the runs that are measured."""
+        for pool, done in self._counters.items():
+            self._warmed_up[pool].add(done)
+        for engine, worker in self._workers.items():
+            self._warmed_up[self._pool_of[engine]].add(worker.counters())
 
     # --- the clients' side --------------------------------------------------------------------------------
 

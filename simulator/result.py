@@ -45,10 +45,11 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A simulation that has ended. Runs and stages without those of the warm-up, `engines` by pool with them.
+    """A simulation that has ended, without its warm-up: what became of the runs that came after it, and what the
+    engines of each pool have done since the first of these came.
 
     `kv_use` is the mean share of KV memory that calls held in each LLM pool, with its time, at every report.
-    `refusals` counts refused calls by reason, `span` is the seconds from the simulation's first arrival to its end,
+    `refusals` counts refused calls by reason, `span` is the seconds from that moment to the end,
     `events` how often the dispatcher was asked, and `profile` what it has learned.
     """
 

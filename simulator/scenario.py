@@ -16,10 +16,10 @@ class Scenario:
 
     `engines` are what a pool's engines are, by pool. `seed` takes the place of the blueprint's. Every `report_every`
     seconds each engine reports, as to the gateway's monitor. `profile` is what the dispatcher knows beforehand: the
-    `profile` of an earlier result. `warmup` is the share of runs, the first ones, that is left out of the metrics.
-    `tokens_heard` says whether the dispatcher is told of first tokens, as it is of streams. A run that is refused at
-    its entry comes back up to `retries` times, when it was told to. What has not ended `overtime` seconds after the
-    last run could have begun its last round is given up.
+    `profile` of an earlier result. `warmup` is the share of runs, the first ones, that is left out of the metrics:
+    nothing is learned yet, and no prefix loaded. `tokens_heard` says whether the dispatcher is told of first tokens,
+    as it is of streams. A run that is refused at its entry comes back up to `retries` times, when it was told to.
+    What has not ended `overtime` seconds after the last run could have begun its last round is given up.
 
     Raises ValueError where engines and blueprint do not fit the workload.
     """

@@ -63,6 +63,19 @@ class Counters:
         self.peak_kv_use = max(self.peak_kv_use, other.peak_kv_use)
         self.busy += other.busy
 
+    def since(self, before: Counters) -> Counters:
+        """What has been done since an earlier moment; the peak is that of all time."""
+        return Counters(
+            prompt_tokens=self.prompt_tokens - before.prompt_tokens,
+            generation_tokens=self.generation_tokens - before.generation_tokens,
+            prefill_tokens=self.prefill_tokens - before.prefill_tokens,
+            prefix_queries=self.prefix_queries - before.prefix_queries,
+            prefix_hits=self.prefix_hits - before.prefix_hits,
+            preemptions=self.preemptions - before.preemptions,
+            peak_kv_use=self.peak_kv_use,
+            busy=self.busy - before.busy,
+        )
+
 
 class Listener(Protocol):
     """Who is told how attempts fare."""

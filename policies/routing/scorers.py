@@ -38,21 +38,22 @@ class LeastDelay:
     the call's own time there (what the engine misses of its prompt and has to compute before it, then its steps,
     stretched by the engine's pressure), and the time that the call takes from those that run (its prompt stalls all
     of them, its steps make theirs longer). Tokens that do not fit beside what is worth keeping there are computed
-    again; an engine that is only on loan counts as `away` seconds more. So prompts gather where few decode, long
-    answers where few prompts come, and calls in a hurry where it is quiet: stages sort themselves out as far as it
-    pays.
+    again. On an engine that is only on loan, what another one at hand would not have to compute counts `copies`
+    times more: the owner's memory would hold a copy of it. So prompts gather where few decode, long answers where few
+    prompts come, and calls in a hurry where it is quiet: stages sort themselves out as far as it pays.
     """
 
     others: float = 1.0
     waste: float = 1.0
-    away: float = field(default=0.1, metadata={"unit": "s"})
+    copies: float = 6.0
 
     def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
-        costs = [self._cost(demand, engine) for engine in engines]
+        least_missing = min(demand.call.missing(engine.matched) for engine in engines)
+        costs = [self._cost(demand, engine, least_missing) for engine in engines]
         least = 1e-3 + min(costs)
         return [least / (1e-3 + cost) for cost in costs]
 
-    def _cost(self, demand: Demand, engine: EngineView) -> float:
+    def _cost(self, demand: Demand, engine: EngineView, least_missing: int) -> float:
         call, pace = demand.call, engine.pace
         missing = call.missing(engine.matched)
         crowd = engine.running + 1
@@ -60,10 +61,12 @@ class LeastDelay:
         taken = pace.prefill * missing + pace.sequence * demand.output
         memory = engine.limits.kv_tokens
         evicted = 0.0 if memory is None else max(0.0, engine.footprint + missing + demand.output - memory)
-        away = self.away if engine.guest else 0.0
-        wasted = self.waste * pace.prefill * missing * crowd
+        copied = missing - least_missing if engine.guest else 0
+        wasted = self.waste * missing * crowd + self.copies * copied
         return (
-            demand.urgency * (own + away) + self.others * (engine.urgency * taken + pace.prefill * evicted) + wasted
+            demand.urgency * own
+            + self.others * engine.urgency * taken
+            + pace.prefill * (self.others * evicted + wasted)
         )
 
 

@@ -152,10 +152,10 @@ def test_least_delay_adds_up_what_the_call_loses_and_what_it_takes_from_others()
         a_view(matched=0),  # and 1000 tokens of prompt, which are computed in vain
         a_view(matched=0, limits=small, footprint=500.0),  # of which 600 with the answer evict what is kept
         a_view(matched=0, running=4, prefill=500.0, pressure=0.5, urgency=3.0),  # stalls others by 0.11 s
-        a_view(matched=1000, pool="q", guest=True),
+        a_view(matched=600, pool="q", guest=True),  # 400 more tokens than the first, each counts five times more
     ]
-    costs = [2.01, 2.01 + 0.1 + 0.1, 2.21 + 0.06, 0.15 + 100 * 0.0205 / 0.5 + 3 * 0.11 + 0.5, 2.51]
-    scores = LeastDelay(away=0.5).scores(Demand(call=a_call(prompt_tokens=1000), output=100), views)
+    costs = [2.01, 2.01 + 0.1 + 0.1, 2.21 + 0.06, 0.15 + 100 * 0.0205 / 0.5 + 3 * 0.11 + 0.5, 2.01 + 0.08 + 5 * 0.04]
+    scores = LeastDelay(copies=5.0).scores(Demand(call=a_call(prompt_tokens=1000), output=100), views)
     assert scores == pytest.approx([2.011 / (0.001 + cost) for cost in costs])
 
 
