@@ -203,7 +203,7 @@ class WorkingSet:
 
     entry_only: bool = field(default=True, init=False)
     period: float = field(default=2.0, metadata={"unit": "s", "above": 0.0, "most": 60.0})
-    share: float = field(default=0.75, metadata={"above": 0.0, "most": 1.0})
+    share: float = field(default=0.6, metadata={"above": 0.0, "most": 1.0})
     fade: float = field(default=10.0, metadata={"unit": "s", "above": 0.0})
 
     def limit(self, limit: float, load: Load) -> float:

@@ -45,7 +45,7 @@ class Floor:
         behind it may pass; it is taken out of its queue and put into `passed`. A guest whom an engine was not lent is
         asked again when a call has started since: perhaps nobody waits for that engine any more.
         """
-        again = True
+        again = any(pool in self._lines for pool in group)
         while again:
             again = False
             guest_waits = False
