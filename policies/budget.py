@@ -58,6 +58,10 @@ class Adaptive:
     cut: float = field(default=0.8, metadata={"above": 0.0, "most": 1.0})
     grow: float = field(default=1.1, metadata={"least": 1.0})
 
+    def __post_init__(self) -> None:
+        if self.least > self.most:
+            raise ValueError(f"'least' ({self.least:g}) must not be above 'most' ({self.most:g})")
+
     def resized(self, work: float, congestion: Congestion) -> float:
         if math.isinf(work):
             return min(self.most, max(self.least, self.start))

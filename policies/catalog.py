@@ -123,7 +123,10 @@ def make(slot: str, named: Named) -> object:
             raise UnknownPolicy(f"parameter {param!r} of policy {named.name!r} must be a number")
         if complaint := _out_of_range(fields[param].metadata, value):
             raise UnknownPolicy(f"parameter {param!r} of policy {named.name!r} must be {complaint}, and is {value:g}")
-    return made(**dict(named.params))
+    try:
+        return made(**dict(named.params))
+    except ValueError as error:
+        raise UnknownPolicy(f"policy {named.name!r}: {error}") from None
 
 
 def _out_of_range(metadata: Mapping[str, Any], value: float) -> str | None:

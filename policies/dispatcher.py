@@ -196,10 +196,10 @@ class Dispatcher:
         tracked, estimate = self._enter(event.call, now)
         tracked.leader = event.leader
         leader = self._calls.get(event.leader)
-        if leader is None or leader.entry is None or not leader.entry.queued:
+        if leader is None or leader.entry is None:
             return ()
         priority = self._policies[leader.call.pool].priority
-        return self._lines.hurry(leader.entry, priority.key(event.call, estimate, self._view(tracked), now), now)
+        return self._lines.follow(leader.entry, priority.key(event.call, estimate, self._view(tracked), now), now)
 
     def _first_token(self, event: FirstToken, now: float) -> Sequence[str]:
         tracked = self._current(event.call, event.attempt)
@@ -231,13 +231,12 @@ class Dispatcher:
         touched = self._release(tracked, now, out)
         if outcome.fate in ("ok", "error", "empty"):
             engine.succeeded()
-        if outcome.cached_tokens is not None:
-            self._reviews.found(outcome.prompt_tokens, outcome.cached_tokens)
         if outcome.fate == "ok" or (call.kind == "sql" and outcome.fate in ("error", "empty")):
             # What an LLM engine declines at once says nothing of how long it takes to answer.
             self.profiles.observe(call, tracked.visit, outcome)
         if outcome.fate == "ok" and call.kind == "llm":
             engine.learn(slot, outcome, now)
+            self._reviews.found(outcome.prompt_tokens, outcome.cached_tokens)
             tracked.kept = slot.computed + outcome.output_tokens
         return touched
 
@@ -321,7 +320,8 @@ class Dispatcher:
 
     def _renewed(self, entry: Waiting, now: float) -> Key:
         view = self._view(self._calls[entry.call.id])
-        return self._policies[entry.call.pool].priority.key(entry.call, entry.estimate, view, now)
+        key = self._policies[entry.call.pool].priority.key(entry.call, entry.estimate, view, now)
+        return key if entry.followed is None else key.joined(entry.followed)
 
     def _hurry_the_last(self, run: Run, now: float) -> Sequence[str]:
         """The last of several calls that were open together holds up its whole run."""
@@ -417,7 +417,7 @@ class Dispatcher:
             self.prefixes.add_engine(event.engine, event.limits.kv_tokens)
         if isinstance(event, Woken):
             self._wake_at = None
-            self._lines.push(self._reviews.held(self.fleet, now), now)
+            self._lines.release(self._reviews.held(self.fleet, now), now)
         out += self.fleet.handle(event, now)
         if isinstance(event, EngineUp):
             self._reviews.joined(self.fleet, event.engine)

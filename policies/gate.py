@@ -25,8 +25,8 @@ class Load:
     """How the engines for LLM calls fare at a review.
 
     `kv_use` is the share of KV memory that live sequences hold, the mean over the engines of the fullest pool;
-    `hit_rate` the share of the prompt tokens of late that engines found cached; `kv_tokens` the KV memory of all
-    engines, infinite where it is not known.
+    `hit_rate` the share of the prompt tokens of late that engines found cached, 0 where they do not say; `kv_tokens`
+    the KV memory of all engines, infinite where it is not known.
     """
 
     kv_use: float = 0.0

@@ -18,6 +18,7 @@ class Lines:
     def __init__(self, specs: Mapping[str, PoolSpec], gate: Gate, renew: Renew) -> None:
         self._specs = specs
         self._gate = gate
+        self._renew = renew
         self._queues = {name: StageQueues(renew) for name in specs}
 
     def __contains__(self, pool: str) -> bool:
@@ -55,7 +56,7 @@ class Lines:
         if self._gate.always_open:
             return ()
         known = entry if entry is not None and entry.call.kind == "llm" else None
-        return self.push(self._gate.went(run.key, known, over=over, now=now, kept=kept), now)
+        return self.release(self._gate.went(run.key, known, over=over, now=now, kept=kept), now)
 
     def any_of(self, pool: str, now: float) -> Waiting | None:
         """One of the calls that wait in a pool, a parked one only when no other is left."""
@@ -72,6 +73,12 @@ class Lines:
             pools.append(entry.call.pool)
         return pools
 
+    def release(self, entries: Iterable[Waiting], now: float) -> Sequence[str]:
+        """Parked calls queue, each with the key that it has by now."""
+        for entry in (released := list(entries)):
+            entry.key = self._renew(entry, now)
+        return self.push(released, now)
+
     def take(self, entry: Waiting | None) -> Sequence[str]:
         """A call stands in its queue no longer, if it did."""
         if entry is None or not entry.queued:
@@ -79,8 +86,15 @@ class Lines:
         self._queues[entry.call.pool].remove(entry)
         return (entry.call.pool,)
 
+    def follow(self, entry: Waiting, key: Key, now: float) -> Sequence[str]:
+        """A call with that key waits for the same answer: it is served as soon as either would be."""
+        entry.followed = key if entry.followed is None else entry.followed.joined(key)
+        return self.hurry(entry, key, now)
+
     def hurry(self, entry: Waiting, key: Key, now: float) -> Sequence[str]:
-        """A queued call is served as soon as it or one with that key would be."""
+        """If a call is queued, it is served as soon as it or one with that key would be."""
+        if not entry.queued:
+            return ()
         joint = entry.key.joined(key)
         if joint != entry.key:
             self._queues[entry.call.pool].rekey(entry, joint, now)

@@ -29,6 +29,7 @@ Spot = tuple[int, tuple[float, ...], int]
 @dataclass(slots=True, eq=False)
 class Waiting:
     """One call in a queue. `tried` are the engines that have failed it; `order` breaks ties, first come first.
+    `followed` is the joint key of the calls that wait for its answer.
 
     `line` is the name of the queue that it stands in: its stage, or '' where that has none of its own. `spot` is what
     it is compared by, across queues.
@@ -42,6 +43,7 @@ class Waiting:
     visit: int
     since: float
     tried: set[str] = field(default_factory=set)
+    followed: Key | None = None
     line: str = ""
     stamp: int = 0
     rank: int = LIVE

@@ -29,6 +29,7 @@ class Reviews:
         self._due = dict.fromkeys(self._budgets, 0.0)
         self._waits: dict[str, deque[float]] = {name: deque(maxlen=WAITS) for name in self._budgets}
         self._prompt = self._cached = 0.0
+        self._unknown = 1.0
         self.needed = bool(self._budgets) or not gate.always_open
 
     def began(self, pool: str, wait: float) -> None:
@@ -37,8 +38,11 @@ class Reviews:
         if waits is not None:
             waits.append(wait)
 
-    def found(self, prompt: int, cached: int) -> None:
-        """An engine has found so many of a prompt's tokens cached."""
+    def found(self, prompt: int, cached: int | None) -> None:
+        """An engine has found so many of a prompt's tokens cached; None where it does not say."""
+        self._unknown = 0.0
+        if cached is None:
+            return
         fade = 1.0 - 1.0 / HITS_MEMORY
         self._prompt = fade * self._prompt + prompt
         self._cached = fade * self._cached + min(cached, prompt)
@@ -87,5 +91,6 @@ class Reviews:
             if engines:
                 fullest = max(fullest, sum(engine.kv_use for engine in engines) / len(engines))
             tokens += sum(engine.limits.kv_tokens or math.inf for engine in engines)
-        hit_rate = self._cached / self._prompt if self._prompt else 1.0
+        # Where engines do not say what they find, the KV use alone has to tell whether they thrash.
+        hit_rate = self._cached / self._prompt if self._prompt else self._unknown
         return Load(kv_use=fullest, hit_rate=hit_rate, kv_tokens=tokens or math.inf)

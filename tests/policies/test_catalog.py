@@ -315,6 +315,11 @@ def test_the_predicted_wait_is_nothing_while_a_slot_is_free_and_finite_without_e
         ("gate", Named(name="aimd", params=(("start", 0.0),)), "'start' .* at least 1, and is 0"),
         ("gate", Named(name="working_set", params=(("share", float("nan")),)), "'share' .* more than 0, and is nan"),
         ("budget", Named(name="adaptive", params=(("cut", 5.0),)), "'cut' .* from 0 to 1, and is 5"),
+        (
+            "budget",
+            Named(name="adaptive", params=(("least", 9.0), ("most", 5.0))),
+            "'least' .9. must not be above 'most'",
+        ),
         ("filters", Named(name="kv_below", params=(("use", float("inf")),)), "'use' .* from 0 to 1, and is inf"),
     ],
 )

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from policies.calls import Call, Estimate, Outcome
-from policies.catalog import Named, make_all
+from policies.catalog import Named, PolicySet, make_all
 from policies.dispatcher import Dispatcher, Limits
 from policies.events import (
     Abort,
@@ -18,6 +18,7 @@ from policies.events import (
     Drained,
     Failed,
     Finished,
+    Joined,
     Left,
     Refused,
     Scaled,
@@ -29,7 +30,7 @@ from policies.gate import PARKED_MOST
 from policies.pool import EngineState, PoolSpec
 from policies.priority import bucket
 from policies.protocols import Key, Priority, RunView
-from tests.policies.making import FCFS, Desk, a_call, a_desk, a_pool, nl2sql, started
+from tests.policies.making import FCFS, Desk, a_call, a_desk, a_pool, nl2sql, order_of_service, started
 
 ONE_RUN = Named(name="aimd", params=(("start", 1), ("least", 1), ("step", 0)))
 ROOMY = a_pool(sequences=8)
@@ -63,6 +64,15 @@ def test_a_parked_call_starts_when_the_run_before_it_ends() -> None:
     first = started(desk, a_call("first", final=True))
     assert desk.arrive(a_call("parked")) is None
     assert names(desk.finish(first)) == ["parked"]
+
+
+def test_a_parked_call_is_hurried_by_who_follows_it() -> None:
+    desk = a_desk([a_pool()], policies=PolicySet(), gate=ONE_RUN)
+    running = started(desk, a_call("running", final=True))
+    desk.arrive(a_call("parked", run="r", budget=100.0))
+    desk.arrive(a_call("followed", run="r", budget=100.0))
+    desk.tell(Joined(call=a_call("follower", budget=4.0), leader="followed"), Start)
+    assert order_of_service(desk, running) == ["followed", "parked"]
 
 
 def test_between_the_calls_of_a_run_its_place_is_not_given_away() -> None:

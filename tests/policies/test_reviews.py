@@ -82,7 +82,7 @@ def test_an_open_gate_and_fixed_budgets_need_no_reviews() -> None:
     assert reviews(SPECS, Open(), b=Adaptive()).needed
 
 
-def load_of(fleet: Fleet, found: Sequence[tuple[int, int]] = ()) -> Load:
+def load_of(fleet: Fleet, found: Sequence[tuple[int, int | None]] = ()) -> Load:
     policy = Listening()
     looking = Reviews(SPECS, dict.fromkeys(SPECS, Fixed()), known(policy))
     for prompt, cached in found:
@@ -113,9 +113,14 @@ def test_the_memory_is_that_of_all_usable_engines_and_infinite_where_one_is_not_
 def test_the_hit_rate_is_the_share_of_prompt_tokens_that_was_cached() -> None:
     fleet = a_fleet(SPECS)
     assert load_of(fleet).hit_rate == 1.0
-    assert load_of(fleet, [(0, 0)]).hit_rate == 1.0
     assert load_of(fleet, [(1000, 900), (10, 0)]).hit_rate == pytest.approx(900 / 1010, abs=0.01)
     assert load_of(fleet, [(100, 500)]).hit_rate == 1.0  # more than it was asked for counts as all of it
+
+
+def test_the_hit_rate_of_engines_that_do_not_say_what_they_find_is_nothing() -> None:
+    fleet = a_fleet(SPECS)
+    assert load_of(fleet, [(1000, None)]).hit_rate == 0.0
+    assert load_of(fleet, [(1000, 900), (1000, None)]).hit_rate == pytest.approx(0.9)
 
 
 def test_the_hit_rate_forgets() -> None:
