@@ -42,6 +42,7 @@ from policies.pool import EngineState, EngineView, PoolSpec, PoolView, Slot
 from policies.profiles import Profiles
 from policies.protocols import Admit, Key, RunView
 from policies.queue import LOST, Waiting
+from policies.retries import Retries
 from policies.reviews import Reviews
 from policies.routing.placement import Floor, work
 from policies.routing.prefix import PrefixIndex
@@ -53,8 +54,6 @@ from policies.workflow import Workflow
 
 LOST_OFFSET = 1 << 30
 """Added to the engine's priority of a call that can no longer make its deadline."""
-RETRY_SHARE, RETRY_FIRST, RETRY_MOST = 0.2, 10.0, 100.0
-"""A pool earns this share of a retry with every call, starts with so many and saves up at most so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +99,7 @@ class Dispatcher:
             rng=Random(seed),  # noqa: S311 - drawn for load spreading and for replay, not for secrets
         )
         self._calls: dict[str, Tracked] = {}
-        self._retries = dict.fromkeys(pools, RETRY_FIRST)
+        self._retries = Retries(pools)
         self._groups = groups(self.fleet.borrowers)
         self._order = 0
         self._attempt = 0
@@ -123,6 +122,8 @@ class Dispatcher:
                 touched = self._failed(event, now, out)
             case Left():
                 touched = self._left(event, now, out)
+            case Reported():
+                touched = self._reported(event, now, out)
             case _:
                 touched = self._fleet_event(event, now, out)
         while touched:
@@ -189,7 +190,7 @@ class Dispatcher:
             visit=tracked.visit,
             since=now,
         )
-        self._retries[call.pool] = min(RETRY_MOST, self._retries[call.pool] + RETRY_SHARE)
+        self._retries.earn(call.pool)
         return self._lines.enter(tracked.entry, tracked.run, now)
 
     def _joined(self, event: Joined, now: float) -> Sequence[str]:
@@ -250,12 +251,11 @@ class Dispatcher:
             self.fleet.failed(engine, now)
         tracked.entry.tried.add(engine.name)
         tracked.trouble = event.trouble
-        spent = tracked.attempts >= self._limits.attempts or self._retries[pool] < 1.0
-        if event.final or spent:
+        over = event.final or tracked.attempts >= self._limits.attempts
+        if over or not self._retries.spend(pool):
             touched = (*touched, *self._refuse(tracked, event.trouble, None if event.final else 1.0, now, out))
         else:
-            self._retries[pool] -= 1.0
-            waits = self._untried(tracked.entry, now)
+            waits = self.fleet.untried(pool, tracked.entry.tried, now)
             more = self._lines.push([tracked.entry], now) if waits else self._give_up(tracked.entry, now, out)
             touched = (*touched, *more)
         self._plan_wake(now, out)
@@ -339,7 +339,7 @@ class Dispatcher:
         passed: list[Waiting] = []
         for entry, choice in self._floor.starts(group, now, passed):
             self._start(entry, choice, now, out)
-        refused = [entry for entry in passed if not self._untried(entry, now)]
+        refused = [entry for entry in passed if not self.fleet.untried(entry.call.pool, entry.tried, now)]
         self._lines.push([entry for entry in passed if entry not in refused], now)
         return [pool for entry in refused for pool in self._give_up(entry, now, out)]
 
@@ -391,12 +391,6 @@ class Dispatcher:
         out += self.fleet.settle(engine, now)
         return self.fleet.borrowers[engine.pool]
 
-    def _untried(self, entry: Waiting, now: float) -> bool:
-        return any(
-            engine.name not in entry.tried and (engine.usable(now) or engine.status == "starting")
-            for engine in self.fleet.serving(entry.call.pool)
-        )
-
     def _current(self, call: str, attempt: int) -> Tracked | None:
         tracked = self._calls.get(call)
         return tracked if tracked is not None and tracked.attempt == attempt else None
@@ -408,11 +402,14 @@ class Dispatcher:
 
     # --- engines ----------------------------------------------------------------------------------------------
 
+    def _reported(self, event: Reported, now: float, out: list[Action]) -> Sequence[str]:
+        self.fleet.reported(event, now)
+        if not event.alive:  # it may be left out for a while
+            self._plan_wake(now, out)
+        engine = self.fleet.get(event.engine)
+        return () if engine is None else self.fleet.borrowers[engine.pool]
+
     def _fleet_event(self, event: FleetEvent, now: float, out: list[Action]) -> Sequence[str]:
-        pools: Sequence[str] = tuple(self._specs)
-        if isinstance(event, Reported):
-            engine = self.fleet.get(event.engine)
-            pools = () if engine is None else self.fleet.borrowers[engine.pool]
         if isinstance(event, EngineUp) and self.fleet.get(event.engine) is not None:
             self.prefixes.add_engine(event.engine, event.limits.kv_tokens)
         if isinstance(event, Woken):
@@ -423,7 +420,7 @@ class Dispatcher:
             self._reviews.joined(self.fleet, event.engine)
         refused = self._refuse_stranded(now, out)
         self._plan_wake(now, out)
-        return (*pools, *refused)
+        return (*self._specs, *refused)
 
     def _refuse_stranded(self, now: float, out: list[Action]) -> Sequence[str]:
         """Let go the calls that wait in a pool which has no engine left and gets none."""

@@ -2,21 +2,20 @@
 
 Rules: a pool grows by reviving draining engines before launching new ones; it shrinks by draining the least
 loaded; a draining engine goes when it is empty, and one that was told to go is not revived; draining engines
-count towards the pool's maximum; an engine that keeps failing before its first byte is left out
-for a while, but never the last usable one of its pool; an engine that ended unasked is replaced, with growing
-pauses while launches fail.
+count towards the pool's maximum; an engine that keeps failing before its first byte is left out for a while, where
+others can serve its calls; an engine that ended unasked is replaced, with growing pauses while launches fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.events import Action, Drained, EngineGone, EngineUp, Launch, Reported, Retire, Scaled, Woken
 from policies.pace import Pace
 from policies.pool import EngineState, PoolSpec, lending
 
-FleetEvent = Reported | Scaled | Drained | EngineUp | EngineGone | Woken
+FleetEvent = Scaled | Drained | EngineUp | EngineGone | Woken
 RELAUNCH_FIRST, RELAUNCH_LONGEST = 0.5, 30.0
 """Seconds before a failed launch is tried again, doubling from the first to the longest."""
 
@@ -88,11 +87,16 @@ class Fleet:
         seated = [engine for engine in engines if len(engine.slots) < engine.limits.sequences]
         return [engine for engine in seated if engine.has_room(0) and engine.usable(now)]
 
+    def untried(self, pool: str, tried: Collection[str], now: float) -> bool:
+        """Whether a pool's calls have an engine besides these, now or as soon as it is up."""
+        return any(
+            engine.name not in tried and (engine.usable(now) or engine.status == "starting")
+            for engine in self.serving(pool)
+        )
+
     def handle(self, event: FleetEvent, now: float) -> list[Action]:
         """Take in what happened to engines, or was ordered."""
         match event:
-            case Reported():
-                self.reported(event, now)
             case Scaled():
                 return self.scaled(event.pool, event.engines, now)
             case Drained():

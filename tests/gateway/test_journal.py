@@ -23,9 +23,10 @@ from backends.emulated.server import EmulatedServer, serve
 from gateway.journal import HELD_MOST, Journal, blueprint_of, replay, steps
 from policies.blueprint import Blueprint
 from policies.catalog import Named, PolicySet
-from policies.dispatcher import RETRY_MOST, Dispatcher, Limits
+from policies.dispatcher import Dispatcher, Limits
 from policies.events import Scaled, Woken
 from policies.pool import EngineLimits, PoolSpec
+from policies.retries import MOST
 from tests.gateway import shop
 from tests.gateway.support import (
     MODEL,
@@ -190,7 +191,7 @@ async def test_two_hundred_troubled_runs_lose_nothing_and_replay_to_the_same_dec
             await blowing
             await settled(up.gateway, *servers)
             dispatcher = up.gateway.runtime.dispatcher
-            assert all(0 <= left <= RETRY_MOST for left in dispatcher._retries.values())
+            assert all(0 <= left <= MOST for left in dispatcher._retries._saved.values())
             await until(lambda: not up.gateway.runtime.ready(), "an engine in each pool", within=30)
             for engine in dispatcher.fleet:
                 assert (len(engine.slots), engine.work) == (0, 0.0)

@@ -94,7 +94,7 @@ def load_of(fleet: Fleet, found: Sequence[tuple[int, int | None]] = ()) -> Load:
 def test_kv_use_is_the_mean_of_the_fullest_pool_for_llm_calls() -> None:
     fleet = a_fleet(SPECS, engines=2)
     for engine, use in (("a/0", 0.9), ("a/1", 0.1), ("b/0", 0.6), ("b/1", 0.8), ("sql/0", 1.0), ("sql/1", 1.0)):
-        fleet.handle(Reported(engine=engine, alive=True, kv_use=use), 0.0)
+        fleet.reported(Reported(engine=engine, alive=True, kv_use=use), 0.0)
     assert load_of(fleet).kv_use == pytest.approx(0.7)
 
 
@@ -157,7 +157,7 @@ def test_a_budget_hears_of_the_waits_since_its_last_review_and_of_what_waits_in_
     fleet, policy = a_fleet(SPECS, engines=2), Listening()
     looking = reviews(SPECS, Open(), a=policy)
     for waiting, engine in ((3, "a/0"), (4, "a/1"), (99, "b/0")):
-        fleet.handle(Reported(engine=engine, alive=True, waiting=waiting), 0.0)
+        fleet.reported(Reported(engine=engine, alive=True, waiting=waiting), 0.0)
     looking.began("a", 0.5)
     looking.began("b", 7.0)
     looking.held(fleet, 1.0)
