@@ -96,6 +96,7 @@ class Lines:
         if not entry.queued:
             return ()
         joint = entry.key.joined(key)
-        if joint != entry.key:
-            self._queues[entry.call.pool].rekey(entry, joint, now)
+        if joint == entry.key:
+            return ()
+        self._queues[entry.call.pool].rekey(entry, joint, now)
         return (entry.call.pool,)

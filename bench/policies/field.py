@@ -96,7 +96,7 @@ def full(sessions: Path | None) -> Plan:
         seeds=tuple(range(1, 11)),
         all_loads=True,
         searched=tuple(trial.name for trial in made),
-        search_seeds=4,
+        search_seeds=3,
         search_steps=3,
     )
 
