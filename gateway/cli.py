@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="listen on this port instead of the file's")
     serve.set_defaults(run=_serve)
     check = commands.add_parser("check", help="check a configuration and say what it holds")
-    check.add_argument("file", type=Path, metavar="FILE")
+    check.add_argument("file", type=Path, nargs="?", default=Path("config.yaml"), metavar="FILE")
     check.set_defaults(run=_check)
     demo = commands.add_parser(
         "demo", help="60 questions through an NL2SQL agent, under four pool layouts", add_help=False

@@ -147,6 +147,8 @@ def blueprint_of(path: Path) -> Blueprint:
         first = file.readline()
     if not first:
         raise JournalError(f"{path}: is empty")
+    if not first.endswith(b"\n") and first.startswith(b'{"cortex"'):
+        raise JournalError(f"{path}: its first line is cut off, so there is nothing to replay")
     try:
         header = orjson.loads(first)
     except orjson.JSONDecodeError:

@@ -74,7 +74,7 @@ def _compare(path: Path, plan: Blueprint, chosen: Chosen, first: float, say: Say
     found = counterpart.comparison
     say(f"with {', '.join(f'{slot}={_policies(named)}' for slot, named in chosen.items())}:")
     say(f"  the same starts, refusals and engines for {found.steps} steps, {found.starts} starts among them")
-    say(f"  of these starts {found.reordered} would have had another place in their engine's order")
+    say(f"  {found.reordered} of these starts would have stood elsewhere among the calls in their engine")
     if found.parting is None:
         say("  no other decision, to the end of the journal")
     else:

@@ -15,7 +15,7 @@ from gateway.journal import Step
 from policies.blueprint import Blueprint
 from policies.catalog import Named, make, parameters
 from policies.dispatcher import Dispatcher
-from policies.events import Abort, Action, Event, Launch, Refused, Retire, Start, Wake, Woken
+from policies.events import Abort, Action, Event, Failed, Finished, Launch, Refused, Retire, Start, Wake, Woken
 
 Chosen = Mapping[str, Named | tuple[Named, ...]]
 """Policies by slot; the slots of several have a tuple."""
@@ -41,7 +41,7 @@ class Parting:
 @dataclass(slots=True)
 class Comparison:
     """How far the events hold: steps and starts until the end or the parting, and how many of the starts would have
-    told the engine another place in its order."""
+    put a call before another one in its engine where the recorded one came after it, or the other way round."""
 
     steps: int = 0
     starts: int = 0
@@ -111,6 +111,7 @@ class Counterpart:
         self._dispatcher = dispatcher
         self._wake: float | None = None
         self._recorded_wake: float | None = None
+        self._inside: dict[int, tuple[Start, Start]] = {}
         self.comparison = Comparison()
 
     def take(self, step: Step) -> bool:
@@ -127,10 +128,22 @@ class Counterpart:
         if self._part(step, step.at, step.actions, done):
             return True
         self.comparison.steps += 1
+        for ended in _ended(step):
+            self._inside.pop(ended, None)
         for was, is_ in zip(_starts(step.actions), _starts(done), strict=True):
             self.comparison.starts += 1
-            self.comparison.reordered += was.bucket != is_.bucket
+            self.comparison.reordered += self._stands_otherwise(was, is_)
+            self._inside[was.attempt] = was, is_
         return False
+
+    def _stands_otherwise(self, was: Start, is_: Start) -> bool:
+        """Whether a call comes in another order among those that are in its engine."""
+        return any(
+            (was.bucket > other_was.bucket, was.bucket < other_was.bucket)
+            != (is_.bucket > other_is.bucket, is_.bucket < other_is.bucket)
+            for other_was, other_is in self._inside.values()
+            if other_was.engine == was.engine
+        )
 
     def _handle(self, event: Event, now: float) -> list[Action]:
         actions = self._dispatcher.handle(event, now)
@@ -168,6 +181,14 @@ def _told(action: Action) -> tuple[str | int, ...]:
             return "retire", pool, engine
         case _:
             return ()
+
+
+def _ended(step: Step) -> list[int]:
+    """The attempts that ended with a step."""
+    ended = [action.attempt for action in step.actions if isinstance(action, Abort)]
+    if isinstance(step.event, Finished | Failed) and step.event.attempt is not None:
+        ended.append(step.event.attempt)
+    return ended
 
 
 def _starts(actions: Iterable[Action]) -> list[Start]:

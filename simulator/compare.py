@@ -19,7 +19,7 @@ from simulator.setup import Setup
 Make = Callable[[float, int], Setup]
 """A workload at a rate in runs a second, drawn from a seed."""
 
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+STUDENT = {3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """Student's t for 95 % of both sides, by the number of values; for more of them the last is on the safe side."""
 
 
@@ -175,8 +175,9 @@ class Arena:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % confidence interval, by Student's t over the seeds."""
-    if len(values) < 2:
+    """Mean and half width of its 95 % confidence interval, by Student's t over the seeds; of fewer than three the
+    latter would say nothing, and is not a number."""
+    if len(values) < min(STUDENT):
         return fmean(values), math.nan
     return fmean(values), STUDENT[min(len(values), max(STUDENT))] * stdev(values) / math.sqrt(len(values))
 

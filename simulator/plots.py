@@ -45,8 +45,6 @@ SETTINGS: Mapping[str, object] = MappingProxyType(
 DOTS_PER_INCH = 150
 MINUTES_FROM = 300.0
 """Seconds from which a time axis is in minutes."""
-SEEDS_FEWEST = 3
-"""With two, a confidence interval is as wide as the chart."""
 NOTHING = 0.01
 """Seconds that are as good as none."""
 CURVES_MOST = len(COLOURS)
@@ -85,7 +83,7 @@ class Chart:
     @property
     def certain(self) -> bool:
         """Whether there are enough seeds for an interval that says something."""
-        return all(row.seeds >= SEEDS_FEWEST for row in self.rows)
+        return not any(math.isnan(row.margin) for row in self.rows)
 
     def of(self, name: str) -> list[Row]:
         """An entrant's rows by rising load."""

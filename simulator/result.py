@@ -83,9 +83,9 @@ class Result:
         return sum(run.met for run in self.runs) / len(self.runs) if self.runs else 1.0
 
     def goodput(self) -> float:
-        """Runs that met their deadline, per second in which runs arrived."""
+        """Runs that met their deadline, per second in which runs arrived; of a single run nobody can say."""
         if len(self.runs) < 2:
-            return 0.0
+            return math.nan
         # So many arrivals bound one interval less.
         span = (self.runs[-1].at - self.runs[0].at) * len(self.runs) / (len(self.runs) - 1)
         return sum(run.met for run in self.runs) / span if span > 0 else math.inf

@@ -277,6 +277,14 @@ def test_the_reference_configuration_is_fine(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.endswith("config.yaml: ok (5 pools, 1 workflows)\n")
 
 
+def test_check_looks_at_the_configuration_beside_it_as_serve_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out.startswith("config.yaml: ok")
+
+
 async def test_a_gateway_that_never_runs_leaves_nothing_open(tmp_path: Path) -> None:
     gateway = await compose(config(tmp_path, written({"a": llm()})))
     for close in gateway.closers:

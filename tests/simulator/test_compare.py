@@ -132,9 +132,10 @@ def test_an_interval_is_students_over_the_values() -> None:
     mean, half = interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
-    mean, half = interval([0.5])
-    assert mean == 0.5
-    assert math.isnan(half)
+    for few in ([0.5], [0.0, 1.0]):
+        mean, half = interval(few)
+        assert mean == 0.5
+        assert math.isnan(half)
 
 
 @pytest.mark.parametrize("count", [3, 5, 10, 20])
@@ -148,5 +149,5 @@ def test_nineteen_of_twenty_intervals_hold_the_true_mean(count: int) -> None:
 def test_an_interval_narrows_with_the_number_of_values() -> None:
     rng = Random(1)
     values = [rng.gauss(0.0, 1.0) for _ in range(40)]
-    halves = [interval(values[:count])[1] / stdev(values[:count]) for count in range(2, 41)]
+    halves = [interval(values[:count])[1] / stdev(values[:count]) for count in range(3, 41)]
     assert halves == sorted(halves, reverse=True)
