@@ -21,12 +21,17 @@ from typing import Final, Literal
 
 import sqlglot
 from sqlglot import exp
-from sqlglot.errors import ErrorLevel, ParseError, SqlglotError, UnsupportedError
+from sqlglot.errors import ErrorLevel, ParseError, SqlglotError, TokenError, UnsupportedError
 from sqlglot.optimizer.scope import traverse_scope
 
+from policies.dialects import DIALECTS, Schema, to_duckdb
+from policies.placeholders import PARAMETERS, BadParameters, named, numbered
+from policies.repair import closest
+from policies.rewriting import Untranslatable
 from policies.sql_functions import FUNCTIONS, READ_AS, TABLE_FUNCTIONS, UNSTABLE
 
 MAX_BYTES: Final = 20_000
+_TRANSLATED_MOST: Final = 5 * MAX_BYTES
 
 Refusal = Literal["syntax", "refused", "too_long", "too_complex"]
 
@@ -37,10 +42,13 @@ _NEVER: Final = (
     *(exp.DDL, exp.DML, exp.Drop, exp.Alter, exp.Command, exp.Set, exp.Pragma, exp.Use, exp.Attach, exp.Detach),
     *(exp.Describe, exp.Summarize, exp.Show, exp.Into, exp.Lock, exp.Transaction, exp.Commit, exp.Rollback),
 )
-_PARAMETERS: Final = (exp.Parameter, exp.Placeholder, exp.SessionParameter)
 _NAMED: Final = (exp.Anonymous, exp.AnonymousAggFunc)
 _SYSTEM_SCHEMAS: Final = frozenset({"information_schema", "pg_catalog"})
 _SYSTEM_TABLE: Final = re.compile(r"(duckdb|pragma|pg|sqlite)_")
+# Of a name that no table has, the engine puts the parts together again and looks for such a file.
+_FILES: Final = frozenset(
+    {"csv", "tsv", "json", "jsonl", "ndjson", "parquet", "gz", "zst", "db", "ddb", "duckdb", "xlsx", "arrow", "avro"}
+)
 _NO_TABLE_NAME: Final = re.compile(r"[^\w $#@-]")
 # Without parentheses the engine reads these as calls where no column has the name.
 _SESSION_WORDS: Final = frozenset(
@@ -66,35 +74,56 @@ class Statement:
     `canonical` is equal for texts that differ in layout, comments, spelling of operators and case of names only.
     `tables` are the tables it names, lower case, as `table`, `schema.table` or `database.schema.table`; views are
     not resolved. `deterministic`: the same data give the same rows. `unlimited`: ` LIMIT n` may be appended.
+    `parameters`: what `canonical` needs values for, `("1", "2")` as `$1, $2` (where the text has `?` as well, in its
+    order), or names without their `$`.
     """
 
     canonical: str
     tables: frozenset[str]
     deterministic: bool
     unlimited: bool
+    parameters: tuple[str, ...] = ()
 
 
-def read_statement(text: str, *, dialect: str = "duckdb") -> Statement:
+def read_statement(
+    text: str, *, dialect: str = "duckdb", parameters: bool = False, schema: Schema | None = None
+) -> Statement:
     """Check a text and give its canonical form, always in DuckDB's dialect.
 
+    `dialect`: one of `policies.dialects.DIALECTS`. A text in another than DuckDB's is translated first, and the guard
+    reads the translation. `schema` (columns by table) tells names from texts where the dialect mixes them.
+    `parameters`: the caller has values to bind, so the text may hold `?`, `$1` or `$name`, of one kind.
     Raises SqlRefused. The cost is bounded by `MAX_BYTES`, but a hostile text can take a second and can exhaust the
     C stack: callers run it in a process of its own.
     """
     check_text(text)
+    if dialect not in DIALECTS:
+        raise SqlRefused(f"the dialect {dialect[:40]!r} is unknown: use {', '.join(DIALECTS)}", "refused")
     try:
         root = _parse(text, dialect)
-        _check(root)
+        names: tuple[str, ...] = ()
+        if parameters:
+            root, names = _bind(root, text, dialect)
+        if dialect != "duckdb":
+            root = _translate(root, dialect, schema)
+        _check(root, parameters=parameters)
         deterministic = not any(_is_unstable(node) for node in root.walk())
         tables = _tables(root)
         _fold_names(root)
         canonical = root.sql("duckdb", comments=False, unsupported_level=ErrorLevel.RAISE)
     except RecursionError:
         raise SqlRefused("the statement is nested too deeply", "too_complex") from None
-    except UnsupportedError as error:
+    except (Untranslatable, UnsupportedError) as error:
         raise SqlRefused(f"the statement cannot be run as it is: {error}", "refused") from None
     except _PARSER_FAILS:
         raise SqlRefused("the statement cannot be read", "syntax") from None
-    return Statement(canonical=canonical, tables=tables, deterministic=deterministic, unlimited=_is_unlimited(root))
+    return Statement(
+        canonical=canonical,
+        tables=tables,
+        deterministic=deterministic,
+        unlimited=_is_unlimited(root),
+        parameters=names,
+    )
 
 
 def check_text(text: str) -> None:
@@ -114,6 +143,8 @@ def _parse(text: str, dialect: str) -> exp.Expr:
         parsed = sqlglot.parse(text, read=dialect)
     except ParseError as error:
         raise SqlRefused(_where(error), "syntax") from None
+    except TokenError:
+        raise SqlRefused("a quote or a comment is not closed", "syntax") from None
     roots = [root for root in parsed if root is not None and not isinstance(root, exp.Semicolon)]
     if not roots:
         raise SqlRefused("there is no statement", "syntax")
@@ -124,20 +155,48 @@ def _parse(text: str, dialect: str) -> exp.Expr:
     return roots[0]
 
 
+def _translate(root: exp.Expr, dialect: str, schema: Schema | None) -> exp.Expr:
+    """The tree that DuckDB will make of the statement: what is checked from here on is what runs."""
+    _check_kinds(root)
+    text = to_duckdb(root, dialect, schema)
+    if len(text) > _TRANSLATED_MOST:
+        raise SqlRefused("the statement is too long once it is translated for DuckDB", "too_complex")
+    return _parse(text, "duckdb")
+
+
 def _where(error: ParseError) -> str:
     if not error.errors:
         return "the statement cannot be read"
     first = error.errors[0]
-    place = f"line {first.get('line')}, column {first.get('col')}"
-    return f"{first.get('description')} at {place}, near {first.get('highlight')!r}"
+    near = str(first.get("highlight") or "")
+    # The parser tells where a piece ends.
+    column = max(1, int(first.get("col") or 1) - len(near) + 1)
+    said = str(first.get("description"))
+    said = "Something is missing" if said.startswith("Required keyword") else said
+    return f"{said} at line {first.get('line')}, column {column}, near {near!r}"
 
 
-def _check(root: exp.Expr) -> None:
+def _bind(root: exp.Expr, text: str, dialect: str) -> tuple[exp.Expr, tuple[str, ...]]:
+    try:
+        renamed = numbered(root, text, dialect)
+        if renamed is not None:
+            root = _parse(renamed, dialect)
+        return root, named(root, unnumbered=renamed is not None)
+    except BadParameters as error:
+        raise SqlRefused(str(error), "refused") from None
+
+
+def _check_kinds(root: exp.Expr) -> None:
     for node in root.walk():
         if isinstance(node, _NEVER):
             raise SqlRefused(f"{node.key.upper()} is not allowed in a query", "refused")
-        if isinstance(node, _PARAMETERS):
-            raise SqlRefused("parameters are not supported: write the values into the statement", "refused")
+
+
+def _check(root: exp.Expr, *, parameters: bool) -> None:
+    _check_kinds(root)
+    for node in root.walk():
+        if isinstance(node, PARAMETERS) and not parameters:
+            raise SqlRefused("parameters need values beside the statement: none are given", "refused")
         if isinstance(node, exp.Func):
             _check_function(node)
         elif isinstance(node, exp.Table):
@@ -152,7 +211,9 @@ def _check_function(node: exp.Func) -> None:
     else:
         allowed = any(name in FUNCTIONS or name in READ_AS for name in _names(node))
     if not allowed:
-        raise SqlRefused(f"the function {_shown(node)} is not available", "refused")
+        near = closest(_shown(node), FUNCTIONS)
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        raise SqlRefused(f"the function {_shown(node)} is not available{hint}", "refused")
 
 
 def _is_table_function(node: exp.Expr) -> bool:
@@ -163,7 +224,8 @@ def _names(node: exp.Func) -> Iterator[str]:
     if isinstance(node, _NAMED):
         yield node.name.lower()
     else:
-        yield from (name.lower() for name in type(node).sql_names())
+        # The parser takes its own names of JSON functions to pieces.
+        yield from (name.lower().replace("j_s_o_n", "json") for name in type(node).sql_names())
 
 
 def _shown(node: exp.Func) -> str:
@@ -175,8 +237,10 @@ def _check_table(node: exp.Table) -> None:
         if not any(name in TABLE_FUNCTIONS for name in _names(node.this)):
             raise SqlRefused(f"the function {_shown(node.this)} is not available in FROM", "refused")
         return
+    if any(isinstance(part, PARAMETERS) for part in node.parts):
+        raise SqlRefused("a parameter stands for a value, never for a table", "refused")
     parts = [part.name.lower() for part in node.parts]
-    if any(_NO_TABLE_NAME.search(part) for part in parts):
+    if any(_NO_TABLE_NAME.search(part) for part in parts) or (len(parts) > 1 and parts[-1] in _FILES):
         raise SqlRefused("FROM takes tables of the database by name: no files, no URLs", "refused")
     if _SYSTEM_SCHEMAS.intersection(parts) or _SYSTEM_TABLE.match(parts[-1]):
         raise SqlRefused("system tables are not available: ask for the description of the tables", "refused")

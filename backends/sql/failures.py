@@ -1,12 +1,16 @@
-"""What a client is told of a statement that failed: a code, and DuckDB's words without any of the server's."""
+"""What a client is told of a statement that failed: a code, and words to mend it by, none of the server's."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Final
 
 import duckdb
+
+from policies.repair import Names, explained
+from policies.sql_functions import FUNCTIONS
 
 _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (duckdb.ParserException, "syntax"),
@@ -20,10 +24,17 @@ _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 _PATH: Final = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+[^\s'\"]*")
 # The engine offers its own system tables where it knows no better; the guard refuses them.
 _NO_HINT: Final = re.compile(r'\s*Did you mean "(?:pg_|duckdb_|sqlite_|pragma_|information_schema)[^"]*"\?')
+_COLUMNS: Final = """
+    SELECT schema_name, table_name, column_name FROM duckdb_columns()
+    WHERE NOT internal AND database_name = current_database()
+    ORDER BY schema_name, table_name, column_index LIMIT 5000
+"""
 _SAID: Final = {
     "timeout": "the statement took too long and was stopped",
     "memory": "the statement needs more memory than a statement may have",
 }
+
+Cursor = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 
 
 def code_of(error: BaseException) -> str:
@@ -31,12 +42,28 @@ def code_of(error: BaseException) -> str:
     return next((code for kind, code in _CODES if isinstance(error, kind)), "execution")
 
 
-def message_of(error: BaseException, private: Iterable[str]) -> str:
-    """The engine's message up to where it quotes the statement, at most 500 characters, without `private` words."""
+def message_of(error: BaseException, private: Iterable[str], cursor: Cursor | None = None) -> str:
+    """What went wrong, at most 500 characters, without `private` words; `cursor` opens the database it went wrong in.
+
+    A name that the database does not have comes with those that it has.
+    """
     code = code_of(error)
     if code in _SAID:
         return _SAID[code]
-    text = _NO_HINT.sub("", re.split(r"\n+LINE ", str(error))[0])
+    known = _names(cursor) if cursor is not None and code == "binder" else {}
+    text = explained(_NO_HINT.sub("", str(error)), known, FUNCTIONS)
     for word in sorted(private, key=len, reverse=True):
         text = text.replace(word, "…")
-    return _PATH.sub("…", " ".join(text.split()))[:500]
+    return _PATH.sub("…", text)[:500]
+
+
+def _names(cursor: Cursor) -> Names:
+    """The columns of the database's tables, none where it cannot be asked now."""
+    names: dict[str, list[str]] = {}
+    try:
+        with cursor() as connection:
+            for schema, table, column in connection.execute(_COLUMNS).fetchall():
+                names.setdefault(table if schema == "main" else f"{schema}.{table}", []).append(column)
+    except (duckdb.Error, OSError):
+        return {}
+    return names

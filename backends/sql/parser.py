@@ -8,7 +8,7 @@ from typing import Final
 import orjson
 
 from backends.base import BackendError
-from backends.sql.process import Child, Service, serve
+from backends.sql.process import Child, Part, Service, serve
 from policies.sql import SqlRefused, Statement, check_text, read_statement
 
 WAITING_MOST: Final = 512
@@ -41,12 +41,12 @@ class Parser:
         async with self._turn:
             await self._ready()
 
-    async def read(self, text: str, dialect: str = "duckdb") -> Statement:
+    async def read(self, text: str, dialect: str = "duckdb", parameters: bool = False) -> Statement:
         """Raises SqlRefused; BackendError `overloaded` when too many wait, else when there is no helper process."""
         check_text(text)
         await self._line_up()
         # The read goes on when its caller leaves: it is short, and its answer must not meet the next question.
-        self._reading = asyncio.create_task(self._ask(orjson.dumps([text, dialect])))
+        self._reading = asyncio.create_task(self._ask(orjson.dumps([text, dialect, parameters])))
         self._reading.add_done_callback(self._read)
         answer = orjson.loads(await asyncio.shield(self._reading))
         if "refused" in answer:
@@ -56,6 +56,7 @@ class Parser:
             tables=frozenset(answer["tables"]),
             deterministic=answer["deterministic"],
             unlimited=answer["unlimited"],
+            parameters=tuple(answer["parameters"]),
         )
 
     async def aclose(self) -> None:
@@ -110,10 +111,10 @@ class Parser:
 class Reading:
     """What the helper process does."""
 
-    def handle(self, request: bytes) -> bytes:
-        text, dialect = orjson.loads(request)
+    def handle(self, request: bytes, _part: Part = lambda _part: None) -> bytes:
+        text, dialect, parameters = orjson.loads(request)
         try:
-            statement = read_statement(text, dialect=dialect)
+            statement = read_statement(text, dialect=dialect, parameters=parameters)
         except SqlRefused as refusal:
             return orjson.dumps({"refused": str(refusal), "code": refusal.code})
         return orjson.dumps(
@@ -122,6 +123,7 @@ class Reading:
                 "tables": sorted(statement.tables),
                 "deterministic": statement.deterministic,
                 "unlimited": statement.unlimited,
+                "parameters": statement.parameters,
             }
         )
 

@@ -99,6 +99,10 @@ REFUSED = [
     "select * from 'a.csv'",
     'select * from "a.parquet"',
     "select * from 'https://x/y.csv'",
+    "select * from a.csv",
+    "select * from dir.a.Parquet",
+    'select * from a."json"',
+    "select * from a.csv.gz",
     "select * from 's3://b/x'",
     "select * from 'C:\\x'",
     "select * from t, 'x.csv'",
@@ -385,4 +389,5 @@ def test_arguments_that_break_the_parser_are_a_syntax_error() -> None:
 
 def test_other_dialects_are_read_and_written_as_duckdb() -> None:
     assert read_statement("select `a` from `t`", dialect="mysql").canonical == 'SELECT "a" FROM "t"'
-    assert read_statement("select top 5 a from t", dialect="tsql").canonical == "SELECT a FROM t LIMIT 5"
+    limited = read_statement("select a from t limit 2, 5", dialect="mysql")
+    assert limited.canonical == "SELECT a FROM t LIMIT 5 OFFSET 2"

@@ -1,0 +1,147 @@
+"""SQLite's expressions in DuckDB's terms: text in double quotes, loose types, and functions with other habits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from itertools import zip_longest
+from typing import Final
+
+from sqlglot import exp
+
+from policies import sqlite_time
+from policies.rewriting import as_text, bare, called, fill, is_predicate, string
+
+COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.NullSafeEQ, exp.NullSafeNEQ)
+_PATTERNS: Final = (exp.Like, exp.ILike, exp.Glob, exp.RegexpLike)
+_INTEGERS: Final = (exp.DType.INT, exp.DType.BIGINT, exp.DType.SMALLINT, exp.DType.TINYINT, exp.DType.MEDIUMINT)
+_PRINTED: Final = re.compile(r"%[-+ 0#,]*\d*(?:\.\d+)?([a-zA-Z%])")
+_TYPEOF: Final = """
+    CASE WHEN $x IS NULL THEN 'null'
+         WHEN TYPEOF($x) LIKE '%INT' OR TYPEOF($x) IN ('INTEGER', 'BOOLEAN') THEN 'integer'
+         WHEN TYPEOF($x) IN ('DOUBLE', 'FLOAT') OR TYPEOF($x) LIKE 'DECIMAL%' THEN 'real'
+         WHEN TYPEOF($x) = 'BLOB' THEN 'blob' ELSE 'text' END
+"""
+
+
+def settle_quotes(root: exp.Expr, schema: Mapping[str, Collection[str]] | None) -> None:
+    """Make text literals of the names in double quotes that name no column.
+
+    With a schema (columns by table) a name is a column if any table has it. Without one, it is text where it is
+    compared with a column that is not quoted, is a pattern or a date's modifier, and stands nowhere else as a name.
+    """
+    quoted = [column for column in root.find_all(exp.Column) if _is_quoted_word(column)]
+    if not quoted:
+        return
+    known = _names_in(root)
+    if schema is not None:
+        known |= {column.lower() for columns in schema.values() for column in columns}
+    for column in quoted:
+        if column.name.lower() not in known and (schema is not None or _stands_for_a_value(column)):
+            column.replace(exp.Literal.string(column.name))
+
+
+def _is_quoted_word(node: exp.Expr | None) -> bool:
+    return (
+        isinstance(node, exp.Column) and isinstance(node.this, exp.Identifier) and node.this.quoted and not node.table
+    )
+
+
+def _names_in(root: exp.Expr) -> set[str]:
+    """Names of columns that the statement gives, or uses in a way that only a name can be used."""
+    names = {column.name.lower() for column in root.find_all(exp.Column) if not _is_quoted_word(column)}
+    names |= {alias.alias.lower() for alias in root.find_all(exp.Alias)}
+    names |= {part.name.lower() for alias in root.find_all(exp.TableAlias) for part in alias.columns}
+    return names
+
+
+def _stands_for_a_value(column: exp.Column) -> bool:
+    parent = column.parent
+    if isinstance(parent, _PATTERNS):
+        return parent.expression is column
+    if isinstance(parent, COMPARISONS):
+        return parent.expression is column and not _is_quoted_word(bare(parent.this))
+    if isinstance(parent, exp.In | exp.Between):
+        return parent.this is not column and not _is_quoted_word(bare(parent.this))
+    return parent is not None and sqlite_time.call_of(parent) is not None and sqlite_time.is_modifier(column.name)
+
+
+def settle_comparisons(root: exp.Expr) -> None:
+    """Columns that are compared with the text of a date function, or with a pattern, are compared as text."""
+    for node in list(root.find_all(*COMPARISONS, exp.Between, exp.In, *_PATTERNS)):
+        sides = [node.this, *_others(node)]
+        if isinstance(node, _PATTERNS) or any(sqlite_time.gives_moment_text(side) for side in sides):
+            for side in sides:
+                if isinstance(side, exp.Column):
+                    side.replace(as_text(side))
+
+
+def _others(node: exp.Expr) -> list[exp.Expr]:
+    if isinstance(node, exp.Between):
+        return [node.args["low"], node.args["high"]]
+    if isinstance(node, exp.In):
+        return list(node.expressions)
+    return [] if isinstance(node, _PATTERNS) else [node.expression]
+
+
+def settle_totals(root: exp.Expr) -> None:
+    """`TOTAL`, a sum that is 0.0 over nothing: the window or filter around it is the sum's."""
+    for node in [node for node in root.find_all(exp.Anonymous) if called(node) == "total"]:
+        if len(node.expressions) != 1:
+            continue
+        whole: exp.Expr = exp.Sum(this=node.expressions[0])
+        node.replace(whole)
+        while isinstance(whole.parent, exp.Window | exp.Filter) and whole.parent.this is whole:
+            whole = whole.parent
+        whole.replace(fill("COALESCE(CAST($x AS DOUBLE), 0.0)", x=whole))
+
+
+def settle_recursion(root: exp.Expr) -> None:
+    """A common table expression may name itself without the word RECURSIVE."""
+    for clause in root.find_all(exp.With):
+        for table in clause.expressions:
+            if any(named.name.lower() == table.alias.lower() for named in table.this.find_all(exp.Table)):
+                clause.set("recursive", True)
+
+
+def translated(node: exp.Expr) -> exp.Expr | None:
+    """One expression for DuckDB, None where it is the same there. Raises Untranslatable."""
+    moment = sqlite_time.translated(node)
+    if moment is not None:
+        return moment
+    if isinstance(node, exp.Cast) and not isinstance(node, exp.TryCast):
+        return _cast(node)
+    if isinstance(node, exp.Typeof):
+        return fill(_TYPEOF, x=node.this)
+    if isinstance(node, exp.Rand) and not isinstance(node.parent, exp.Ordered):
+        return fill("CAST(TRUNC((RANDOM() - 0.5) * 18446744073709551000) AS BIGINT)")
+    if isinstance(node, exp.Format):
+        return printed(node.this, node.expressions)
+    name = called(node)
+    if name == "printf" and node.expressions:
+        return printed(node.expressions[0], node.expressions[1:])
+    return None
+
+
+def _cast(node: exp.Cast) -> exp.Expr | None:
+    """SQLite cuts where DuckDB rounds, and its NUMERIC has no fixed scale."""
+    if node.to.this in _INTEGERS and not is_predicate(node.this):
+        literal = bare(node.this)
+        if isinstance(literal, exp.Literal) and literal.is_int:
+            return fill("CAST($x AS BIGINT)", x=node.this)
+        return fill("CAST(TRUNC(CAST($x AS DOUBLE)) AS BIGINT)", x=node.this)
+    if node.to.this == exp.DType.DECIMAL:
+        return fill("CAST($x AS DOUBLE)", x=node.this)
+    return None
+
+
+def printed(pattern: exp.Expr, values: list[exp.Expr]) -> exp.Expr:
+    """`printf`, each value cast to what its place takes: DuckDB converts none."""
+    signs = [sign for sign in _PRINTED.findall(string(pattern) or "") if sign != "%"]
+    number = "COALESCE(CAST($x AS DOUBLE), 0.0)"
+    whole = f"CAST(TRUNC({number}) AS BIGINT)"
+    casts = {"d": whole, "i": whole, "s": "COALESCE(CAST($x AS TEXT), '')", **dict.fromkeys("feEgG", number)}
+    arguments = [
+        fill(casts.get(sign, "$x"), x=value) for value, sign in zip_longest(values, signs) if value is not None
+    ]
+    return exp.Anonymous(this="PRINTF", expressions=[pattern.copy(), *arguments])
