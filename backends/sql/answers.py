@@ -1,4 +1,7 @@
-"""The answers of a worker: how it went as one word and a line feed, then JSON that nobody parses to pass it on."""
+"""The answers of a worker: how it went as one word and a line feed, then JSON that nobody parses to pass it on.
+
+Parts that go ahead of an answer look the same: `rows` are lines of NDJSON, `progress` is a number of percent.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,14 @@ def failure(message: str, code: str) -> bytes:
     """The outcome is `timeout` where the code is, else `error`."""
     outcome = b"timeout\n" if code == "timeout" else b"error\n"
     return outcome + orjson.dumps({"error": {"message": message, "code": code}})
+
+
+def rows(lines: bytes) -> bytes:
+    return b"rows\n" + lines
+
+
+def progress(percent: float) -> bytes:
+    return b"progress\n" + orjson.dumps(percent)
 
 
 def split(answer: bytes) -> tuple[str, bytes]:

@@ -1,43 +1,65 @@
-"""One database file, opened so that a statement can only read it."""
+"""One database, a DuckDB file or a folder of Parquet files, opened so that a statement can only read it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Final
 
 import duckdb
 
-from backends.sql.cache import generation
+from backends.sql.cache import Generation, generation
 from backends.sql.options import SqlOptions
+from backends.sql.parquet import parquet_tables
+from backends.sql.progress import PROGRESS_SETTINGS
+
+_LOCKED_UP: Final = {
+    "autoload_known_extensions": "false",
+    "autoinstall_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "max_temp_directory_size": "0B",
+    "temp_directory": "",
+    "python_enable_replacements": "false",
+}
+
+
+class OutOfReach(Exception):
+    """The path leads to where this process may not read; one that is started now may."""
 
 
 class Database:
-    """An open file and its locked settings. A file that was replaced is opened anew."""
+    """An open database and its locked settings. One that was replaced is opened anew."""
 
     def __init__(self, path: str, options: SqlOptions) -> None:
+        """Raises duckdb.Error and OSError."""
         self._path = path
         self._options = options
-        self._generation = generation(path)
+        self._is_folder = os.path.isdir(path)
+        self._generation: Generation | None = generation(path)
         self._connection = self._connect()
+        self._threads = options.threads
 
     @property
     def private(self) -> tuple[str, ...]:
         """Words of the server's that no message may show."""
         full = os.path.abspath(self._path)
         file = os.path.basename(full)
-        return self._path, full, file, f"{os.path.splitext(file)[0]}.main."
+        catalog = "memory" if self._is_folder else os.path.splitext(file)[0]
+        return self._path, full, file, f"{catalog}.main."
 
     @contextmanager
-    def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A cursor for one statement: temporary objects, variables and transactions are kept by cursor."""
-        # Taken before opening: if the file is replaced in between, the next statement opens it once more.
-        now = generation(self._path)
-        if now != self._generation:
-            self._connection.close()
-            self._generation, self._connection = now, self._connect()
+    def cursor(self, *, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor for one statement: temporary objects, variables and transactions are kept by cursor.
+
+        Raises OutOfReach, duckdb.Error and OSError.
+        """
+        self._reopen_if_replaced()
+        self._use(min(threads or self._options.threads, self._options.max_threads))
         cursor = self._connection.cursor()
         try:
+            if self._is_folder:  # in memory, a database cannot be opened as read-only
+                cursor.execute("BEGIN TRANSACTION READ ONLY")
             yield cursor
         finally:
             cursor.close()
@@ -45,24 +67,88 @@ class Database:
     def close(self) -> None:
         self._connection.close()
 
+    def _reopen_if_replaced(self) -> None:
+        """Open the database anew until it is the one that the path leads to: it may be replaced meanwhile."""
+        while (now := self._version()) != self._generation:
+            self._connection.close()  # first: of one path, an open instance is handed out again
+            self._generation = None
+            try:
+                self._connection = self._connect()
+            except duckdb.Error:
+                if self._version() != now:
+                    continue
+                if _is_out_of_reach(self._path):
+                    raise OutOfReach from None
+                raise
+            self._generation, self._threads = now, self._options.threads
+
+    def _version(self) -> Generation:
+        try:
+            return generation(self._path)
+        except PermissionError:
+            raise OutOfReach from None
+
+    def _use(self, threads: int) -> None:
+        if threads != self._threads:
+            self._connection.execute(f"SET threads = {threads}")
+            self._threads = threads
+
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        connection = duckdb.connect(
-            self._path,
-            read_only=True,
-            config={
-                "enable_external_access": "false",
-                "autoload_known_extensions": "false",
-                "autoinstall_known_extensions": "false",
-                "allow_community_extensions": "false",
-                "memory_limit": f"{self._options.memory}B",
-                "threads": str(self._options.threads),
-                "max_temp_directory_size": "0B",
-                "temp_directory": "",
-                "python_enable_replacements": "false",
-            },
+        options = self._options
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "threads": str(options.threads),
+            "async_threads": "0",
+        }
+        if "engine" in options.layers:
+            config |= _LOCKED_UP | {"memory_limit": f"{options.memory}B"}
+        connection = (
+            duckdb.connect(":memory:", config=config)
+            if self._is_folder
+            else duckdb.connect(self._path, read_only=True, config=config)
         )
         # GLOBAL: cursors do not inherit the settings of the connection that they come from.
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
-        connection.execute(f"SET GLOBAL max_execution_time = {int(self._options.timeout * 1000)}")
-        connection.execute("SET lock_configuration = true")  # last: nothing can be set after it
+        tables = parquet_tables(self._path) if self._is_folder else {}
+        if "timeout" in options.layers:
+            # The engine counts the time in which a stream waits for its reader; the stopper does not.
+            longest = max(options.timeout, options.stream_timeout)
+            connection.execute(f"SET GLOBAL max_execution_time = {int(longest * 1000)}")
+        if "engine" in options.layers:
+            files = [file for table in tables.values() for file in table]
+            connection.execute(f"SET allowed_paths = [{', '.join(_text(file) for file in files)}]")
+            connection.execute("SET enable_external_access = false")
+        for table, paths in tables.items():
+            _mount(connection, table, paths)
+        if "engine" in options.layers:
+            _lock(connection, threads=options.max_threads > options.threads)
         return connection
+
+
+def _mount(connection: duckdb.DuckDBPyConnection, table: str, files: list[str]) -> None:
+    """Make a view of the files; none where they cannot be read, as while one is being written."""
+    paths = ", ".join(_text(file) for file in files)
+    name = table.replace('"', '""')
+    with suppress(duckdb.Error):
+        connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet([{paths}])')  # noqa: S608
+
+
+def _lock(connection: duckdb.DuckDBPyConnection, *, threads: bool) -> None:
+    """Let nothing be set any more but what a cursor needs to tell how far it is, and the number of threads where
+    statements may ask for some."""
+    allowed = [*PROGRESS_SETTINGS, "threads"] if threads else PROGRESS_SETTINGS
+    connection.execute(f"SET allowed_configs = {list(allowed)}")
+    connection.execute("SET lock_configuration = true")
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _is_out_of_reach(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False

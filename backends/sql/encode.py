@@ -12,7 +12,7 @@
 | LIST, ARRAY, unnamed ROW | array |
 | STRUCT | object |
 | MAP | array of {"key", "value"} |
-| UNION | the text of {"tag": value} |
+| UNION | the text of {"tag": value}, without the zeros that end a DECIMAL |
 
 Python's values lose some of it: nanoseconds, the months of an interval, infinite dates, tags. A column of such a
 type is cast to text *in SQL* (`Column.cast`). Infinite dates look like the last day of 9999 and are rare, so dates
@@ -64,7 +64,8 @@ def columns_of(types: Sequence[DuckDBPyType], *, exact: bool) -> list[Column]:
 
 
 def type_name(kind: DuckDBPyType) -> str:
-    return str(kind).strip('"')
+    name = str(kind)
+    return "NULL" if name == '"NULL"' else name
 
 
 def encode_row(columns: Sequence[Column], row: Sequence[Any]) -> list[Json]:
@@ -151,10 +152,12 @@ def _struct(kind: DuckDBPyType, exact: bool) -> Column:
 
 def _tuple(kind: DuckDBPyType, exact: bool) -> Column:
     children: Sequence[tuple[str, Any]] = kind.children
-    fields = [_column(child, exact) for _, child in children]
-    if any(field.cast for field in fields):
-        return Column("VARCHAR")  # an unnamed ROW cannot be cast part by part
-    return Column(None, lambda values: encode_row(fields, values))
+    fields = [(child, _column(child, exact)) for _, child in children]
+    cast = None
+    if any(field.cast for _, field in fields):
+        cast = f"TUPLE({', '.join(str(field.cast or child) for child, field in fields)})"
+    columns = [field for _, field in fields]
+    return Column(cast, lambda values: encode_row(columns, values))
 
 
 def _map(kind: DuckDBPyType, exact: bool) -> Column:
@@ -185,7 +188,7 @@ _SCALARS: Final[Mapping[str, Encode]] = {
     **dict.fromkeys(_LARGE, _integer),
     "float": _float,
     "double": _float,
-    "decimal": str,
+    "decimal": "{:f}".format,
     "uuid": str,
     "blob": _blob,
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from backends.base import BackendError, EngineReport, Reply, Request
@@ -13,12 +15,33 @@ from backends.sql import answers
 from backends.sql.breaker import Breaker
 from backends.sql.options import SqlOptions
 from backends.sql.process import Child
+from backends.sql.sandbox import confinement_of
 from backends.sql.tasks import BadTask, Task, read_task
+
+_log = logging.getLogger("cortex.sql")
 
 GRACE: Final = 0.25
 """Seconds after its timeout in which a statement may still end by itself; then its process is killed."""
 
 _START: Final = 20.0
+_JSON: Final = "application/json"
+_PIECES: Final = "application/x-sql-pieces"
+
+
+@dataclass(slots=True, eq=False)
+class _Talk:
+    """One operation at a worker. `over`: nothing more will be heard of it."""
+
+    child: Child
+    task: Task
+    began: float
+    over: bool = False
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for the next frame. Rows come when their reader takes them: no end is set to them here."""
+        spent = 0.0 if self.task.op == "stream" else time.monotonic() - self.began
+        return self.task.timeout + GRACE - spent
 
 
 class SqlEngine:
@@ -27,6 +50,10 @@ class SqlEngine:
     Replies: 200 a result; 400 an error of the statement; 504 a statement that took too long. The header
     `x-sql-outcome` says which, and of a result whether it has rows: `ok`, `empty`, `error` or `timeout`. A worker
     that dies of a statement is a BackendError `crashed`, not retryable: the next worker would die of it too.
+
+    What comes in pieces, rows or progress, is a reply 200 of type `application/x-sql-pieces`: each chunk is one
+    piece, a word, a line feed and a body. The last one is the answer, its word the outcome; those before it are
+    `rows`, lines of NDJSON of which the first one has the columns, or `progress`, a number of percent.
     """
 
     def __init__(self, options: SqlOptions, *, breaker: Breaker | None = None) -> None:
@@ -53,6 +80,12 @@ class SqlEngine:
             raise _closed()
         self._child = child
 
+    async def confinement(self) -> str:
+        """What the kernel takes from the worker, asked before its first statement. Raises BackendError."""
+        if self._child is None:
+            raise _closed()
+        return await confinement_of(self._child)
+
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[Reply]:
         """Run the operation to its end. Leaving before stops the statement, by a kill where it does not obey.
@@ -70,10 +103,15 @@ class SqlEngine:
             raise BackendError("the SQL worker is busy", trouble="overloaded", retryable=True)
         self._busy = True
         try:
-            answer = await self._run(task, await self._ready(request.head_timeout))
+            talk = _Talk(await self._ready(request.head_timeout), task, time.monotonic())
+            try:
+                first = await self._asked(talk)
+                yield _reply(first) if talk.over else self._in_pieces(talk, first)
+            finally:
+                if not talk.over:
+                    self._begin(self._settle(talk.child))
         finally:
             self._busy = False
-        yield _reply(answer)
 
     async def report(self) -> EngineReport:
         """Raises BackendError when there is no worker and none is coming at once."""
@@ -93,29 +131,45 @@ class SqlEngine:
         if child is not None:
             await child.kill()
 
-    async def _run(self, task: Task, child: Child) -> bytes:
-        """The worker's answer, or one in its place where it was killed."""
+    async def _asked(self, talk: _Talk) -> bytes:
+        """The first that is heard of an operation."""
         self._runs += 1
-        ask = asyncio.create_task(child.ask(task.to_json(), task.timeout + GRACE))
-        ask.add_done_callback(_heard)
         try:
-            answer = await asyncio.shield(ask)
-        except asyncio.CancelledError:
-            self._begin(self._settle(child, ask))
-            raise
+            await talk.child.send(talk.task.to_json(), talk.patience)
         except BackendError as error:
-            if error.trouble == "timeout":
-                self._kills += 1
-                self._begin(self._replace(child))
-                return answers.failure("the statement took too long and was stopped", "timeout")
-            self._crashes += 1
-            self._breaker.failed(time.monotonic())
-            self._begin(self._replace(child))
-            raise BackendError(
-                "the SQL worker ended while it ran this statement", trouble="crashed", retryable=False
-            ) from None
-        self._breaker.worked()
-        return answer
+            return self._broke(talk, error)
+        return await self._heard(talk)
+
+    def _in_pieces(self, talk: _Talk, first: bytes) -> Reply:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield first
+            while not talk.over:
+                yield await self._heard(talk)
+
+        return Reply(status=200, headers=(("content-type", _PIECES),), chunks=pieces())
+
+    async def _heard(self, talk: _Talk) -> bytes:
+        """The next frame, or an answer in its place where the worker was killed."""
+        try:
+            frame, talk.over = await talk.child.receive(talk.patience)
+        except BackendError as error:
+            return self._broke(talk, error)
+        if talk.over:
+            self._breaker.worked()
+        return frame
+
+    def _broke(self, talk: _Talk, error: BackendError) -> bytes:
+        """Replace a worker that does not answer. Raises BackendError where it ended by itself."""
+        talk.over = True
+        self._begin(self._replace(talk.child))
+        if error.trouble == "timeout":
+            self._kills += 1
+            return answers.failure("the statement took too long and was stopped", "timeout")
+        self._crashes += 1
+        self._breaker.failed(time.monotonic())
+        raise BackendError(
+            "the SQL worker ended while it ran this statement", trouble="crashed", retryable=False
+        ) from None
 
     async def _ready(self, timeout: float) -> Child:
         """A worker with nothing in hand. Waits for one that is being brought up. Raises BackendError `refused`."""
@@ -138,13 +192,12 @@ class SqlEngine:
         else:
             self._repair = asyncio.create_task(repair)
 
-    async def _settle(self, child: Child, ask: asyncio.Task[bytes]) -> None:
+    async def _settle(self, child: Child) -> None:
         """Make a worker whose client has left fit for the next statement."""
         child.interrupt()
         try:
-            async with asyncio.timeout(GRACE):
-                await ask
-        except (TimeoutError, BackendError):
+            await child.answer(GRACE)
+        except BackendError:
             self._kills += 1
             await self._replace(child)
 
@@ -170,6 +223,7 @@ class SqlCluster:
     def __init__(self, options: SqlOptions) -> None:
         self._options = options
         self._engines: dict[str, SqlEngine] = {}
+        self._said = False
 
     async def start(self, name: str) -> SqlEngine:
         """Raises BackendError, also when the name is taken; the message names no file."""
@@ -178,8 +232,12 @@ class SqlCluster:
         engine = self._engines[name] = SqlEngine(self._options)
         try:
             await engine.start()
+            if not self._said:
+                self._said = True
+                _log.info("sql worker: %s", await engine.confinement())
         except BaseException:
-            self._engines.pop(name, None)
+            if self._engines.pop(name, None) is not None:
+                await engine.aclose()
             raise
         return engine
 
@@ -195,12 +253,6 @@ class SqlCluster:
         await asyncio.gather(*(self.stop(name) for name in list(self._engines)))
 
 
-def _heard(ask: asyncio.Task[bytes]) -> None:
-    """Take note of a failure that may have nobody to wait for it any more."""
-    if not ask.cancelled():
-        ask.exception()
-
-
 def _closed() -> BackendError:
     return BackendError("the SQL worker is closed", trouble="refused", retryable=True)
 
@@ -213,7 +265,7 @@ def _down(pause: float) -> BackendError:
 
 def _reply(answer: bytes) -> Reply:
     outcome, body = answers.split(answer)
-    headers = (("content-type", "application/json"), ("x-sql-outcome", outcome))
+    headers = (("content-type", _JSON), ("x-sql-outcome", outcome))
     return Reply(status=answers.STATUS[outcome], headers=headers, chunks=_once(body))
 
 

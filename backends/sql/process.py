@@ -1,8 +1,11 @@
 """A child process that answers one request at a time over its pipes and can be killed at any moment.
 
 A frame is four bytes of length, big end first, then that many bytes. The parent's first frame is the child's
-configuration; the child answers it when it is ready, and then every request with one frame. An empty frame asks
-the child to give up the request in hand, whose answer then comes early.
+configuration; the child answers it when it is ready, and then every request with one frame, before which it may send
+parts: frames whose length has its highest bit set. An empty frame asks the child to give up the request in hand,
+whose answer then comes early.
+
+A pipe holds 64 kB, and the parent reads ahead by about as much: a child whose parts nobody takes waits.
 
 The child lives no longer than its parent: a thread of its own reads the pipe, also while a request runs, and ends
 the process when the pipe closes. It is started afresh, never forked: the parent has threads.
@@ -18,21 +21,27 @@ import struct
 import sys
 import threading
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, Protocol
 
 from backends.base import BackendError
 
 MAX_FRAME: Final = 64 * 1024 * 1024
 _LENGTH: Final = struct.Struct(">I")
+_PART: Final = 1 << 31
 _READY: Final = b"ready"
+
+Part = Callable[[bytes], None]
 
 
 class Service(Protocol):
     """What a child does."""
 
-    def handle(self, request: bytes) -> bytes:
-        """Answer one request. Whatever it raises ends the process."""
+    def handle(self, request: bytes, part: Part) -> bytes:
+        """Answer one request. Whatever it raises ends the process.
+
+        What is given to `part`, from whichever thread, goes ahead of the answer; it waits while the parent is slow.
+        """
         ...
 
     def interrupt(self) -> None:
@@ -45,7 +54,10 @@ class StartFailed(Exception):
 
 
 class Child:
-    """The parent's end. One `ask` at a time; after any failure, or a cancelled `ask`, only `kill` is left."""
+    """The parent's end. One request at a time; after any failure only `kill` is left.
+
+    A wait that was cancelled can be taken up again by `receive`: no frame is ever read by half.
+    """
 
     def __init__(self, process: Process) -> None:
         if process.stdin is None or process.stdout is None:
@@ -53,6 +65,7 @@ class Child:
         self._process = process
         self._to_child = process.stdin
         self._from_child = process.stdout
+        self._head: int | None = None
 
     @classmethod
     async def spawn(cls, module: str, configuration: bytes, *, timeout: float) -> Child:
@@ -82,22 +95,53 @@ class Child:
         return self._process.returncode is None and not self._from_child.at_eof()
 
     async def ask(self, request: bytes, timeout: float) -> bytes:
-        """Send a request and wait for its answer, `timeout` seconds in all.
+        """Send a request and wait for its answer, `timeout` seconds in all. Parts are passed over.
 
         Raises BackendError: `timeout`, or `broken` when the child ended.
         """
-        try:
+        with _troubles():
             async with asyncio.timeout(timeout):
-                self._to_child.write(_LENGTH.pack(len(request)) + request)
-                await self._to_child.drain()
-                (length,) = _LENGTH.unpack(await self._from_child.readexactly(_LENGTH.size))
-                if length > MAX_FRAME:
-                    raise BackendError("the child does not keep to the protocol", trouble="broken", retryable=False)
-                return await self._from_child.readexactly(length)
-        except TimeoutError:
-            raise BackendError("no answer in time", trouble="timeout", retryable=False) from None
-        except (asyncio.IncompleteReadError, OSError):
-            raise BackendError("the child ended", trouble="broken", retryable=False) from None
+                await self._send(request)
+                return await self._answer()
+
+    async def send(self, request: bytes, timeout: float) -> None:
+        """Send a request whose frames are to be fetched with `receive`. Raises BackendError as `ask` does."""
+        with _troubles():
+            async with asyncio.timeout(timeout):
+                await self._send(request)
+
+    async def answer(self, timeout: float) -> bytes:
+        """The answer to the request in hand, what is left of its parts passed over. Raises BackendError as `ask`."""
+        with _troubles():
+            async with asyncio.timeout(timeout):
+                return await self._answer()
+
+    async def receive(self, timeout: float) -> tuple[bytes, bool]:
+        """The next frame, and whether it is the answer and not a part. Raises BackendError as `ask` does."""
+        with _troubles():
+            async with asyncio.timeout(timeout):
+                return await self._receive()
+
+    async def _send(self, request: bytes) -> None:
+        self._to_child.write(_LENGTH.pack(len(request)) + request)
+        await self._to_child.drain()
+
+    async def _answer(self) -> bytes:
+        while True:
+            frame, last = await self._receive()
+            if last:
+                return frame
+
+    async def _receive(self) -> tuple[bytes, bool]:
+        if self._head is None:
+            (self._head,) = _LENGTH.unpack(await self._from_child.readexactly(_LENGTH.size))
+        length = self._head & ~_PART
+        if length > MAX_FRAME:
+            raise BackendError("the child does not keep to the protocol", trouble="broken", retryable=False)
+        frame = await self._from_child.readexactly(length)
+        last = not self._head & _PART
+        self._head = None
+        return frame, last
 
     def interrupt(self) -> None:
         """Ask the child to give up the request in hand. Its answer is still to be read."""
@@ -114,6 +158,16 @@ class Child:
             await self._to_child.wait_closed()
 
 
+@contextlib.contextmanager
+def _troubles() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise BackendError("no answer in time", trouble="timeout", retryable=False) from None
+    except (asyncio.IncompleteReadError, OSError):
+        raise BackendError("the child ended", trouble="broken", retryable=False) from None
+
+
 def serve(start: Callable[[bytes], Service]) -> None:
     """The child's end: never returns. `start` takes the configuration and may raise StartFailed."""
     requests, answers = _take_pipes()
@@ -128,8 +182,16 @@ def serve(start: Callable[[bytes], Service]) -> None:
     _write(answers, _READY)
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, waiting, service), daemon=True).start()
+    writing = threading.Lock()
+
+    def part(frame: bytes) -> None:
+        with writing:
+            _write(answers, frame, _PART)
+
     while True:
-        _write(answers, service.handle(waiting.get()))
+        answer = service.handle(waiting.get(), part)
+        with writing:
+            _write(answers, answer)
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -161,6 +223,6 @@ def _read(pipe: BinaryIO) -> bytes | None:
     return body if len(body) == length else None
 
 
-def _write(pipe: BinaryIO, frame: bytes) -> None:
-    pipe.write(_LENGTH.pack(len(frame)) + frame)
+def _write(pipe: BinaryIO, frame: bytes, mark: int = 0) -> None:
+    pipe.write(_LENGTH.pack(len(frame) | mark) + frame)
     pipe.flush()

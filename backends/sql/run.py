@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import duckdb
 import orjson
 
 from backends.sql.encode import Column, Inexact, columns_of, encode_row, type_name
+from backends.sql.tasks import Scalar
 
-_BATCH = 256
+BATCH: Final = 256
+"""Rows fetched at once."""
 
 
 class NotAQuery(Exception):
@@ -19,7 +22,10 @@ class NotAQuery(Exception):
 
 
 class TooLarge(Exception):
-    """Not even one row of the result fits."""
+    """Not even one row of the result fits into so many bytes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"a row of the result is larger than {most} bytes: select fewer or shorter columns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,62 +33,80 @@ class Query:
     """A statement that has passed `policies.sql`, and the most rows and bytes of rows that are wanted.
 
     `unlimited`: the text has no LIMIT and takes one, so the engine can stop early, or sort only what is wanted.
+    `params` are bound to `$1` or `$name` by what stands behind the sign.
     """
 
     sql: str
     limit: int
     max_bytes: int
     unlimited: bool = False
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def limited(self) -> str:
+        """The text, with one row more than is wanted as its limit where it takes one."""
+        return f"{self.sql} LIMIT {self.limit + 1}" if self.unlimited else self.sql
 
 
 def run_query(cursor: duckdb.DuckDBPyConnection, query: Query) -> tuple[bytes, int]:
     """The result as JSON, and how many rows it has. Raises NotAQuery, TooLarge and what DuckDB raises."""
     started = time.perf_counter()
-    statements = cursor.extract_statements(query.sql)
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise NotAQuery
-    sql = f"{query.sql} LIMIT {query.limit + 1}" if query.unlimited else query.sql
-    cursor.execute(sql)
+    check(cursor, query)
+    cursor.execute(query.limited, query.params)
     described = [(str(name), kind) for name, kind, *_ in cursor.description]
     kinds = [kind for _, kind in described]
     try:
-        rows, truncated = _fetch(cursor, sql, columns_of(kinds, exact=False), query)
+        rows, truncated = _fetch(cursor, query, columns_of(kinds, exact=False))
     except Inexact:
-        cursor.execute(sql)
-        rows, truncated = _fetch(cursor, sql, columns_of(kinds, exact=True), query)
+        cursor.execute(query.limited, query.params)
+        rows, truncated = _fetch(cursor, query, columns_of(kinds, exact=True))
     columns = [{"name": name, "type": type_name(kind)} for name, kind in described]
-    elapsed = round((time.perf_counter() - started) * 1000, 3)
-    body = (
-        b'{"columns":%b,"rows":[%b],"row_count":%d,"truncated":%b,"elapsed_ms":%b}'
-        % (orjson.dumps(columns), b",".join(rows), len(rows), orjson.dumps(truncated), orjson.dumps(elapsed))
-    )  # fmt: skip
+    body = b'{"columns":%b,"rows":[%b],%b' % (
+        orjson.dumps(columns),
+        b",".join(rows),
+        summary(len(rows), truncated=truncated, started=started)[1:],
+    )
     return body, len(rows)
 
 
-def _fetch(
-    cursor: duckdb.DuckDBPyConnection, sql: str, columns: Sequence[Column], query: Query
-) -> tuple[list[bytes], bool]:
+def check(cursor: duckdb.DuckDBPyConnection, query: Query) -> None:
+    """Raises NotAQuery."""
+    statements = cursor.extract_statements(query.sql)
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise NotAQuery
+
+
+def summary(rows: int, *, truncated: bool, started: float) -> bytes:
+    """What is said of a result behind its rows, as an object. `started` as `time.perf_counter` had it."""
+    elapsed = round((time.perf_counter() - started) * 1000, 3)
+    return orjson.dumps({"row_count": rows, "truncated": truncated, "elapsed_ms": elapsed})
+
+
+def projected(query: Query, columns: Sequence[Column]) -> str:
+    """The query with each column cast where Python would lose part of it; by position, since names may repeat.
+
+    A subquery keeps the order of its rows here: nothing above it reorders them, on one thread.
+    """
+    casts = ", ".join(
+        f"#{place}" if column.cast is None else f"CAST(#{place} AS {column.cast})"
+        for place, column in enumerate(columns, 1)
+    )
+    return f"SELECT {casts} FROM ({query.limited}) AS result"  # noqa: S608
+
+
+def _fetch(cursor: duckdb.DuckDBPyConnection, query: Query, columns: Sequence[Column]) -> tuple[list[bytes], bool]:
     """Encoded rows, and whether there were more than fit. Raises Inexact and TooLarge."""
     if any(column.cast for column in columns):
-        # A subquery keeps the order of its rows here: nothing above it reorders them, on one thread.
-        cursor.execute(f"SELECT {_projection(columns)} FROM ({sql}) AS result")  # noqa: S608
+        cursor.execute(projected(query, columns), query.params)
     rows: list[bytes] = []
     room = query.max_bytes
-    while batch := cursor.fetchmany(min(_BATCH, query.limit + 1 - len(rows))):
+    while batch := cursor.fetchmany(min(BATCH, query.limit + 1 - len(rows))):
         for row in batch:
             encoded = orjson.dumps(encode_row(columns, row))
             room -= len(encoded) + 1
             if room < 0 and not rows:
-                raise TooLarge
+                raise TooLarge(query.max_bytes)
             if room < 0 or len(rows) == query.limit:
                 return rows, True
             rows.append(encoded)
     return rows, False
-
-
-def _projection(columns: Sequence[Column]) -> str:
-    """The columns by position, since names may repeat, each cast where Python would lose part of it."""
-    return ", ".join(
-        f"#{place}" if column.cast is None else f"CAST(#{place} AS {column.cast})"
-        for place, column in enumerate(columns, 1)
-    )

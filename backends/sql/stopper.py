@@ -40,6 +40,21 @@ class Stopper:
             with self._changed:
                 self._running = None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the time in the block not count, which is for others to spend. What is to be stopped stays so."""
+        with self._changed:
+            left = self._stop_at - time.monotonic()
+            if left > 0:
+                self._stop_at = math.inf
+        try:
+            yield
+        finally:
+            with self._changed:
+                if self._stop_at == math.inf:
+                    self._stop_at = time.monotonic() + left
+                    self._changed.notify()
+
     def stop(self) -> None:
         """Interrupt what runs now, if anything does."""
         with self._changed:
@@ -52,7 +67,7 @@ class Stopper:
                 if self._running is None:
                     self._changed.wait()
                 elif (left := self._stop_at - time.monotonic()) > 0:
-                    self._changed.wait(left)
+                    self._changed.wait(min(left, threading.TIMEOUT_MAX))
                 else:
                     self._running.interrupt()
                     self._changed.wait(self._every)

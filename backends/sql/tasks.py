@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -10,7 +11,9 @@ import orjson
 from backends.base import Request
 from backends.sql.options import SqlOptions
 
-_OPERATIONS: Final = {"/sql/query": "query", "/sql/describe": "describe"}
+Scalar = None | bool | int | float | str
+
+_OPERATIONS: Final = {"/sql/query": "query", "/sql/stream": "stream", "/sql/describe": "describe"}
 
 
 class BadTask(Exception):
@@ -19,7 +22,11 @@ class BadTask(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One operation of a worker. `timeout` in seconds; `unlimited` as in `policies.sql.Statement`."""
+    """One operation of a worker. `timeout` in seconds; `unlimited` as in `policies.sql.Statement`.
+
+    `params` are the values of the statement's parameters by name. `row_bytes` bounds one row. `progress`:
+    say in parts how far a query is.
+    """
 
     op: str
     database: str
@@ -28,6 +35,9 @@ class Task:
     limit: int
     max_bytes: int
     unlimited: bool
+    params: Mapping[str, Scalar]
+    row_bytes: int
+    progress: bool
 
     def to_json(self) -> bytes:
         return orjson.dumps(asdict(self))
@@ -36,8 +46,9 @@ class Task:
 def read_task(request: Request, options: SqlOptions) -> Task:
     """Raises BadTask.
 
-    The body is `{"sql", "database"?, "limit"?, "max_bytes"?, "timeout"?, "unlimited"?}`; a description needs no
-    `sql`. What is absent is the pool's default, what is larger is cut to it. `sql` is the canonical text.
+    The body is `{"sql", "database"?, "limit"?, "max_bytes"?, "timeout"?, "unlimited"?, "params"?, "progress"?}`; a
+    description needs no `sql`. What is absent is the pool's default, what is larger is cut to it. `sql` is the
+    canonical text. A stream has rows and bytes of its own, and each of its rows those of a whole result.
     """
     op = _OPERATIONS.get(request.path)
     if op is None:
@@ -48,14 +59,19 @@ def read_task(request: Request, options: SqlOptions) -> Task:
         raise BadTask("the body is not JSON") from None
     if not isinstance(body, dict):
         raise BadTask("the body is not an object")
+    stream = op == "stream"
+    max_bytes = int(_number(body, "max_bytes", options.max_stream_bytes if stream else options.max_bytes))
     return Task(
         op=op,
         database=_database(body, options),
         timeout=_number(body, "timeout", options.timeout),
-        sql=_sql(body) if op == "query" else "",
-        limit=int(_number(body, "limit", options.max_rows)),
-        max_bytes=int(_number(body, "max_bytes", options.max_bytes)),
+        sql="" if op == "describe" else _sql(body),
+        limit=int(_number(body, "limit", options.max_stream_rows if stream else options.max_rows)),
+        max_bytes=max_bytes,
         unlimited=body.get("unlimited") is True,
+        params=_params(body),
+        row_bytes=min(max_bytes, options.max_bytes),
+        progress=body.get("progress") is True,
     )
 
 
@@ -73,6 +89,13 @@ def _database(body: dict[str, Any], options: SqlOptions) -> str:
     if not isinstance(name, str) or name not in options.databases:
         raise BadTask(f"database: one of {', '.join(options.databases)}")
     return name
+
+
+def _params(body: dict[str, Any]) -> Mapping[str, Scalar]:
+    params = body.get("params", {})
+    if not isinstance(params, dict) or any(isinstance(value, dict | list) for value in params.values()):
+        raise BadTask("params: an object of scalars is needed")
+    return params
 
 
 def _number(body: dict[str, Any], field: str, most: float) -> float:

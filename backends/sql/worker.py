@@ -2,51 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 import orjson
 
-from backends.sql import answers
+from backends.sql import answers, sandbox
 from backends.sql.database import Database
 from backends.sql.describe import describe
 from backends.sql.failures import code_of, message_of
+from backends.sql.operations import query
 from backends.sql.options import SqlOptions
-from backends.sql.process import Service, StartFailed, serve
-from backends.sql.run import NotAQuery, Query, TooLarge, run_query
+from backends.sql.process import Part, Service, StartFailed, serve
+from backends.sql.run import NotAQuery, TooLarge
+from backends.sql.sandbox import Confinement
 from backends.sql.stopper import Stopper
+
+_FILES: Final = 512
+"""Files open at once. A query over a folder of Parquet files opens each of them."""
 
 
 class Worker:
     """Runs one statement at a time, each on a fresh cursor and within its time.
 
-    What leaves the engine in doubt (DuckDB's fatal and internal errors) is not caught: the process ends of it.
+    What leaves the engine in doubt (DuckDB's fatal and internal errors) is not caught: the process ends of it. So it
+    does of a database that only a new process can open.
     """
 
-    def __init__(self, options: SqlOptions) -> None:
+    def __init__(self, options: SqlOptions, confinement: Confinement | None = None) -> None:
         """Open the databases. Raises duckdb.Error and OSError."""
         self._options = options
+        self._confinement = confinement or Confinement()
         self._databases = {name: Database(path, options) for name, path in options.databases.items()}
         self._private = [word for database in self._databases.values() for word in database.private]
         self._stopper = Stopper()
 
-    def handle(self, request: bytes) -> bytes:
+    def handle(self, request: bytes, part: Part = lambda _part: None) -> bytes:
         task: dict[str, Any] = orjson.loads(request)
+        if task["op"] == "confinement":
+            return answers.result(orjson.dumps({"confinement": str(self._confinement)}))
         try:
             database = self._databases[task["database"]]
-            with database.cursor() as cursor, self._stopper.limit(cursor, task["timeout"]):
-                return self._run(cursor, task)
+            with database.cursor(threads=task.get("threads")) as cursor, self._limit(cursor, task["timeout"]):
+                return self._run(cursor, task, part)
         except NotAQuery:
             return answers.failure("only one query at a time may run", "refused")
-        except TooLarge:
-            message = f"a row of the result is larger than {task['max_bytes']} bytes: select fewer or shorter columns"
-            return answers.failure(message, "too_large")
+        except TooLarge as error:
+            return answers.failure(str(error), "too_large")
         except (duckdb.FatalException, duckdb.InternalException):
             raise
         except (duckdb.Error, MemoryError, OSError) as error:
-            return answers.failure(message_of(error, self._private), code_of(error))
+            return answers.failure(message_of(error, self._private, database.cursor), code_of(error))
 
     def interrupt(self) -> None:
         self._stopper.stop()
@@ -55,38 +64,51 @@ class Worker:
         for database in self._databases.values():
             database.close()
 
-    @staticmethod
-    def _run(cursor: duckdb.DuckDBPyConnection, task: dict[str, Any]) -> bytes:
+    def _limit(self, cursor: duckdb.DuckDBPyConnection, seconds: float) -> contextlib.AbstractContextManager[None]:
+        return self._stopper.limit(cursor, seconds) if "timeout" in self._options.layers else contextlib.nullcontext()
+
+    def _run(self, cursor: duckdb.DuckDBPyConnection, task: dict[str, Any], part: Part) -> bytes:
         if task["op"] == "describe":
-            return answers.result(describe(cursor, task["database"]))
-        body, rows = run_query(
-            cursor,
-            Query(
-                sql=task["sql"],
-                limit=task["limit"],
-                max_bytes=task["max_bytes"],
-                unlimited=task["unlimited"],
-            ),
-        )
-        return answers.result(body, empty=rows == 0)
+            return answers.result(describe(cursor, task["database"], samples=self._options.samples))
+        return query(cursor, task, self._stopper, part)
 
 
-def confine(address_space: int) -> None:
-    """Bound this process: its memory, no core dumps, not a byte into any file."""
+def confine(options: SqlOptions) -> Confinement:
+    """Bound this process, and give up what it has no need of. Its limits first: the sandbox lets none be set."""
+    if "limits" in options.layers:
+        _limit_resources(options.address_space)
+    return sandbox.confine(_folders(options)) if "sandbox" in options.layers else Confinement()
+
+
+def _limit_resources(address_space: int) -> None:
+    """Bound its memory; no core dumps, not a byte into any file, a few hundred files open at once.
+
+    Processes are not counted: such a limit counts those of the user's elsewhere too, and threads among them. The
+    sandbox denies new ones.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    files = min(_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+
+def _folders(options: SqlOptions) -> list[str]:
+    """What the databases take up. A file is read through its folder: the kernel knows it by its inode, and the file
+    that is put in its place has another one."""
+    paths = [os.path.realpath(path) for path in options.databases.values()]
+    return [path if os.path.isdir(path) else os.path.dirname(path) for path in paths]
 
 
 def start(configuration: bytes) -> Service:
     """Confine the process, then open the databases. Raises StartFailed, naming a database but no file."""
     options = SqlOptions.from_json(configuration)
     for name, path in options.databases.items():
-        if not os.path.isfile(path):
+        if not os.path.exists(path):
             raise StartFailed(f"the database {name!r} has no file")
-    confine(options.address_space)
+    confinement = confine(options)
     try:
-        return Worker(options)
+        return Worker(options, confinement)
     except (duckdb.Error, OSError) as error:
         private = [word for path in options.databases.values() for word in (path, os.path.basename(path))]
         raise StartFailed(f"a database cannot be opened: {message_of(error, private)}") from None

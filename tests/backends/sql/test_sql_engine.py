@@ -68,7 +68,7 @@ async def test_errors_of_a_statement_say_what_is_wrong_and_nothing_of_the_server
     engine: SqlEngine, ask: Ask, scratch: Path
 ) -> None:
     for sql, code, words in [
-        ("SELECT nope FROM t", "binder", "Candidate bindings"),
+        ("SELECT nope FROM t", "binder", "candidate columns: name"),
         ("SELECT * FROM tt", "binder", "tt does not exist"),
         ("SELECT * FROM zzzzzz", "binder", "zzzzzz does not exist"),
         ("SELECT FROM WHERE", "syntax", "syntax error"),
@@ -122,7 +122,12 @@ async def test_a_description_is_the_same_text_for_the_same_data(engine: SqlEngin
         "t(id BIGINT, g BIGINT, name VARCHAR) -- 100000 rows\n"
         "vw(id BIGINT, g BIGINT, name VARCHAR) -- view\n"
     )
-    assert one["tables"][0] == {"name": "big", "columns": [{"name": "i", "type": "BIGINT"}], "rows": 2_000_000}
+    assert one["tables"][0] == {
+        "name": "big",
+        "columns": [{"name": "i", "type": "BIGINT"}],
+        "rows": 2_000_000,
+        "text": "big(i BIGINT) -- 2000000 rows\n",
+    }
     assert one["tables"][2]["rows"] is None
 
 

@@ -21,6 +21,8 @@ async def test_a_statement_read_elsewhere_is_the_same_statement(parser: Parser) 
         assert await parser.read(text) == read_statement(text)
     mysql = await parser.read("select `a`", dialect="mysql")
     assert mysql.canonical == 'SELECT "a"'
+    asking = "select a from t where b = ? and c = ?"
+    assert await parser.read(asking, parameters=True) == read_statement(asking, parameters=True)
 
 
 async def test_refusals_come_back_with_their_code(parser: Parser) -> None:
@@ -116,6 +118,6 @@ async def test_closing_ends_the_process_and_what_waits_for_it() -> None:
 
 def test_the_helper_answers_with_statements_and_refusals() -> None:
     reading = Reading()
-    assert b'"canonical":"SELECT 1"' in reading.handle(b'["select 1", "duckdb"]')
-    assert b'"code":"refused"' in reading.handle(b'["drop table t", "duckdb"]')
+    assert b'"canonical":"SELECT 1"' in reading.handle(b'["select 1", "duckdb", false]')
+    assert b'"code":"refused"' in reading.handle(b'["drop table t", "duckdb", false]')
     reading.interrupt()

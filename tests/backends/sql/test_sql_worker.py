@@ -130,8 +130,9 @@ def test_messages_keep_what_helps_and_drop_what_is_the_servers(error: Exception,
 def test_a_confined_process_writes_no_file_and_takes_no_more_memory(tmp_path: Path) -> None:
     script = f"""
 import os
+from backends.sql.options import SqlOptions
 from backends.sql.worker import confine
-confine(1 << 30)
+confine(SqlOptions(databases={{}}, address_space=1 << 30, layers=frozenset({{"limits"}})))
 try:
     with open({str(tmp_path / "x")!r}, "w") as file:
         file.write("x")
@@ -151,11 +152,11 @@ os._exit(0)  # whatever else would be written at the end of a process could not 
 def test_starting_confines_the_process_before_a_database_is_opened(
     options: SqlOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    bounds: list[int] = []
+    bounds: list[SqlOptions] = []
     monkeypatch.setattr(worker_module, "confine", bounds.append)
     worker = worker_module.start(options.to_json())
     assert isinstance(worker, Worker)
-    assert bounds == [options.address_space]
+    assert bounds == [options]
     worker.close()
     bad = tmp_path / "bad.duckdb"
     for path in (bad, tmp_path / "none.duckdb"):
