@@ -1,0 +1,293 @@
+"""The tier that gateways share, as far as it can be had: slow or gone, it costs little and fails nobody.
+
+What could not be told to it is remembered and made up for as soon as it answers; until then nothing that it may say
+about these things is believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from backends.artifacts.breaker import Breaker
+from backends.artifacts.news import INLINE_MOST, Dropped, Ear, Invalidated, News, Published, Reset, decoded, encoded
+from backends.artifacts.redis_tier import CHANNEL, RedisTier
+from backends.artifacts.tier import Mark, ScopeFull, TierError
+from policies.artifacts import Artifact, Head, Name
+
+UNTOLD_MOST = 10_000
+_TICK = 0.5
+_DROP_ALL = 60.0
+_CLOSING = 1.0
+
+T = TypeVar("T")
+
+
+async def _nothing(_: Name) -> Artifact | None:
+    return None
+
+
+async def _ignored(_: News) -> None:
+    return None
+
+
+class Counts(Protocol):
+    """What the tiers tell the metrics."""
+
+    def artifact_looked_up(self, tier: str, result: str) -> None: ...
+
+    def artifact_evicted(self, count: int) -> None: ...
+
+    def redis_failed(self, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Untold:
+    """What happened here and Redis does not know yet. Beyond a bound only that it was a lot."""
+
+    names: dict[Name, float] = field(default_factory=dict)
+    tags: set[tuple[str, str]] = field(default_factory=set)
+    everything: bool = False
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self.names or self.tags)
+
+    def touches(self, head: Head) -> bool:
+        """Whether what Redis has under this head may be outdated."""
+        name = head.name
+        return self.everything or name in self.names or any((name.tenant, tag) in self.tags for tag in head.tags)
+
+    def add(self, other: Untold) -> None:
+        """Note more of it."""
+        self.names |= other.names
+        self.tags |= other.tags
+        if len(self.names) + len(self.tags) > UNTOLD_MOST:
+            self.names.clear()
+            self.tags.clear()
+            self.everything = True
+
+
+class Shared:
+    """The Redis tier with a time limit and a breaker. No method raises TierError.
+
+    `current` gives this gateway's own newest artifact of a name, for what Redis was not told; `heard` gets the news
+    of other gateways, and a Reset each time that some may have been missed. `timeout` in seconds, for all that one
+    look-up or one change asks of Redis.
+    """
+
+    def __init__(self, tier: RedisTier, *, counts: Counts, timeout: float = 0.1) -> None:
+        self._tier = tier
+        self._counts = counts
+        self._timeout = timeout
+        self._breaker = Breaker(clock=time.monotonic)
+        self._origin = secrets.token_hex(8)
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._asked: set[asyncio.Task[Any]] = set()
+        self._ear = Ear(tier.client, CHANNEL, connected=self._connected, told=self._told)
+        self.untold = Untold()
+        self.current: Callable[[Name], Awaitable[Artifact | None]] = _nothing
+        self.heard: Callable[[News], Awaitable[None]] = _ignored
+
+    @property
+    def listening(self) -> bool:
+        """Whether news of other gateways arrive."""
+        return self._ear.listening
+
+    @property
+    def asleep(self) -> bool:
+        """Whether Redis is not asked for the time being."""
+        return self._breaker.open
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._tasks = [
+            asyncio.create_task(self._ear.run(), name="news of artifacts"),
+            asyncio.create_task(self._make_up(), name="untold artifacts"),
+        ]
+
+    async def aclose(self) -> None:
+        tasks = (*self._tasks, *self._asked)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSING)
+        with contextlib.suppress(TierError, TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                await self._tier.close()
+
+    async def find(self, name: Name, tags: Collection[str] = ()) -> tuple[Artifact | None, Mark | None]:
+        """The artifact that Redis has; else the mark to compute one with, or None where it shall not be put there."""
+        if self.untold.everything or name in self.untold.names:
+            return None, None
+
+        async def look() -> tuple[Artifact | None, Mark | None]:
+            found = await self._tier.get(name)
+            return found, None if found else await self._tier.mark(name.tenant, tags)
+
+        try:
+            found, mark = await self._ask(look)
+        except TierError:
+            return None, None
+        if found is not None and self.untold.touches(found.head):
+            found = None
+        self._counts.artifact_looked_up("redis", "hit" if found else "miss")
+        return found, mark
+
+    async def keep(self, artifact: Artifact, mark: Mark | None) -> None:
+        """Put what was computed here; nobody misses it when that fails."""
+        if mark is not None and not self.untold.touches(artifact.head):
+            with contextlib.suppress(TierError):
+                await self._ask(lambda: self._tier.put(artifact, mark))
+
+    async def publish(self, artifact: Artifact) -> tuple[bool, bool]:
+        """Put a new value and tell all gateways: if Redis keeps it, and if it was told. Raises ScopeFull."""
+        head, kept = artifact.head, False
+        with self._owing(Untold(names={head.name: head.made})) as told:
+            kept = await self._ask(lambda: self._put(artifact))
+            told.set()
+            self.untold.names.pop(head.name, None)
+        return kept, told.is_set()
+
+    async def drop(self, name: Name, now: float) -> tuple[bool, bool]:
+        """Take an artifact away from all gateways: whether it was there, and whether they all know."""
+        there = False
+
+        async def drop() -> bool:
+            found = await self._tier.drop(name)
+            await self._say(Dropped(name))
+            return found
+
+        with self._owing(Untold(names={name: now})) as told:
+            there = await self._ask(drop)
+            told.set()
+        return there, told.is_set()
+
+    async def invalidate(self, tenant: str, tags: Collection[str]) -> bool:
+        """Make void what depends on these for all gateways; False where that has to wait."""
+        with self._owing(Untold(tags={(tenant, tag) for tag in tags})) as told:
+            await self._ask(lambda: self._void(tenant, tags))
+            told.set()
+        return told.is_set()
+
+    async def listed(self, tenant: str, scope: tuple[str, ...]) -> list[Head] | None:
+        """The list of a scope; None where Redis does not say."""
+        try:
+            heads = await self._ask(lambda: self._tier.listed(tenant, scope))
+        except TierError:
+            return None
+        return [head for head in heads if not self.untold.touches(head)]
+
+    @contextmanager
+    def _owing(self, change: Untold) -> Iterator[asyncio.Event]:
+        """A change that Redis is to be told in the block, which sets the event once it is. What it was not told,
+        because it did not answer or the client left meanwhile, is owed to it."""
+        told = asyncio.Event()
+        try:
+            yield told
+        except ScopeFull:
+            told.set()
+            raise
+        except TierError:
+            pass
+        finally:
+            if not told.is_set():
+                self.untold.add(change)
+
+    async def _ask(self, question: Callable[[], Coroutine[Any, Any, T]], limit: float | None = None) -> T:
+        """Ask Redis within the time limit. Raises TierError, at once where it has not answered of late."""
+        if not self._breaker.allows():
+            self._counts.redis_failed("skipped")
+            raise TierError("Redis has not answered of late", reason="skipped")
+        task = asyncio.create_task(question(), name="question to Redis")
+        self._asked.add(task)
+        task.add_done_callback(self._answered)
+        try:
+            await asyncio.wait((task,), timeout=limit or self._timeout)
+        finally:
+            task.cancel()
+        try:
+            if not task.done():  # it is not waited for: with a full socket it takes seconds to let go
+                raise TierError("Redis did not answer in time", reason="timeout")
+            answer = task.result()
+        except TierError as error:
+            self._breaker.failed()
+            self._counts.redis_failed(error.reason)
+            raise
+        self._breaker.worked()
+        return answer
+
+    def _answered(self, task: asyncio.Task[Any]) -> None:
+        self._asked.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may have left
+
+    async def _put(self, artifact: Artifact) -> bool:
+        kept = await self._tier.put(artifact)
+        if not kept:  # what its name stood for before is over all the same
+            await self._tier.drop(artifact.head.name)
+        await self._say(Published(artifact.head, artifact.value if artifact.head.size <= INLINE_MOST else None))
+        return kept
+
+    async def _void(self, tenant: str, tags: Collection[str]) -> None:
+        await self._tier.drop_by_tag(tenant, tags)
+        await self._say(Invalidated(tenant, tuple(tags)))
+
+    async def _say(self, news: News) -> None:
+        await self._tier.publish(encoded(news, self._origin))
+
+    async def _connected(self) -> None:
+        self._breaker.worked()
+        await self.heard(Reset())
+        self._wake.set()
+
+    async def _told(self, message: bytes) -> None:
+        news, origin = decoded(message)
+        if origin != self._origin:
+            await self.heard(news)
+
+    async def _make_up(self) -> None:
+        """Tell Redis what it does not know yet, whenever it can be told."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK):
+                    await self._wake.wait()
+            self._wake.clear()
+            if self.untold and self.listening:
+                with contextlib.suppress(TierError):
+                    await self._tell_all()
+
+    async def _tell_all(self) -> None:
+        untold = self.untold
+        if untold.everything:
+            await self._ask(self._tier.drop_all, _DROP_ALL)
+            await self._ask(lambda: self._say(Reset()))
+            untold.everything = False
+        for tenant, tag in list(untold.tags):
+            await self._ask(partial(self._void, tenant, (tag,)))
+            untold.tags.discard((tenant, tag))
+        for name, when in list(untold.names.items()):
+            await self._ask(partial(self._settle, name, when))
+            if untold.names.get(name) == when:
+                del untold.names[name]
+
+    async def _settle(self, name: Name, when: float) -> None:
+        """Bring one name up to date: what another gateway has put there since is the newer one."""
+        there = await self._tier.get(name)
+        if there is not None and there.head.made > when:
+            await self.heard(Dropped(name))
+            return
+        own = await self.current(name)
+        if own is not None:
+            with contextlib.suppress(ScopeFull):
+                await self._put(own)
+        else:
+            await self._tier.drop(name)
+            await self._say(Dropped(name))
