@@ -9,9 +9,9 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends.emulated.options import EmulatedOptions
@@ -54,15 +54,21 @@ async def site(
             "backend": {"name": "vllm", "attach": [server.url for server in servers]},
             "concurrency": {"sequences": sequences, "work": 10**9},
         }
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        yield replace(await stack.enter_async_context(gateway({"default": pool}, python=python)), engines=servers)
+
+
+@asynccontextmanager
+async def gateway(pools: Mapping[str, object], *, python: Sequence[str] = ()) -> AsyncIterator[Site]:
+    """Start a gateway over these pools."""
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(json.dumps({"server": {"port": 0}, "pools": {"default": pool}}))
+        path.write_text(json.dumps({"server": {"port": 0}, "pools": pools}))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *python, "-m", "gateway", "serve", "--config", str(path)),
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            yield Site(await _address(process), process.pid, servers)
+            yield Site(await _address(process), process.pid, ())
         finally:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)

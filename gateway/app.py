@@ -27,6 +27,8 @@ from gateway.openai.errors import (
     wrong_method,
 )
 
+MCP = "/mcp"
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -52,6 +54,12 @@ class Edge:
 
     def __init__(self, app: Starlette, gateway: Gateway) -> None:
         self.app = app
+        self._direct = {
+            (method, route.path): route.endpoint
+            for route in app.routes
+            if isinstance(route, Route) and isinstance(route.endpoint, _Raw) and not route.param_convertors
+            for method in route.methods or ()
+        }
         self._server = gateway.config.server
         self._access = gateway.access
         self._directory = gateway.directory
@@ -65,7 +73,7 @@ class Edge:
         state = {**scope.get("state", {}), "place": place, "path": scope["path"]}
         try:
             self._check(scope["headers"])
-            if place is not None or path.startswith("/v1/"):
+            if place is not None or path.startswith(("/v1/", MCP)):
                 state["caller"] = self._access.caller(scope["headers"])
                 self._directory.check_place(place)
         except ApiError as error:
@@ -75,7 +83,8 @@ class Edge:
         scope = {**scope, "state": state}
         if place is not None:
             scope |= {"path": path, "raw_path": path.encode()}
-        await self.app(scope, receive, send)
+        # Past the router, which tries one route after the other: these are the paths that most requests take.
+        await self._direct.get((scope["method"], path), self.app)(scope, receive, send)
 
     def _check(self, headers: list[tuple[bytes, bytes]]) -> None:
         if len(headers) > self._server.max_header_count:
@@ -87,13 +96,20 @@ class Edge:
 
 
 def _routes(gateway: Gateway) -> list[Route]:
-    relay, sql = gateway.relay, gateway.sql
+    relay, sql, mcp, state = gateway.relay, gateway.sql, gateway.mcp, gateway.state
     return [
         Route("/v1/chat/completions", _Raw(relay.endpoint("chat")), methods=["POST"]),
         Route("/v1/completions", _Raw(relay.endpoint("completions")), methods=["POST"]),
         Route("/v1/sql", _Raw(sql.query), methods=["POST"]),
         Route("/v1/databases", _Raw(sql.databases), methods=["GET"]),
         Route("/v1/databases/{database}/schema", _Raw(sql.schema), methods=["GET"]),
+        Route("/v1/state/invalidate", _Raw(state.invalidate), methods=["POST"]),
+        Route("/v1/state/{topic}", _Raw(state.publish), methods=["POST"]),
+        Route("/v1/state/{topic}", _Raw(state.listing), methods=["GET"]),
+        Route("/v1/state/{topic}/events", _Raw(state.read), methods=["GET"]),
+        Route("/v1/state/{topic}/{key}", _Raw(state.find), methods=["GET"]),
+        Route("/v1/state/{topic}/{key}", _Raw(state.drop), methods=["DELETE"]),
+        *([Route(MCP, _Raw(mcp), methods=["POST"])] if mcp is not None else []),
         Route("/v1/models", _models(gateway), methods=["GET"]),
         Route("/v1/models/{model:path}", _models(gateway), methods=["GET"]),
         Route("/health", _health, methods=["GET"]),

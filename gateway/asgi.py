@@ -7,7 +7,7 @@ Starlette and uvicorn do not tell an endpoint that waits that its client has lef
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import orjson
@@ -56,11 +56,12 @@ async def while_present(receive: Receive) -> AsyncIterator[None]:
     """Run the block while the client is there: its leaving cancels the block and comes out as ClientLeft.
 
     For use after the body was read, and to be left before the last byte of the reply is sent: from then on the
-    server says `http.disconnect` for its own reasons.
+    server says `http.disconnect` for its own reasons. A block that never waits is not watched.
     """
     task = asyncio.current_task()
     assert task is not None
     left = False
+    watcher: asyncio.Task[None] | None = None
 
     async def watch() -> None:
         nonlocal left
@@ -69,7 +70,11 @@ async def while_present(receive: Receive) -> AsyncIterator[None]:
         left = True
         task.cancel()
 
-    watcher = asyncio.create_task(watch(), name="client watch")
+    def begin() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch(), name="client watch")
+
+    beginning = asyncio.get_running_loop().call_soon(begin)
     try:
         yield
     except asyncio.CancelledError:
@@ -77,13 +82,16 @@ async def while_present(receive: Receive) -> AsyncIterator[None]:
             raise
         raise ClientLeft from None
     finally:
-        watcher.cancel()
+        beginning.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 class Out:
     """One reply. `started` once its status is fixed: what goes wrong from then on travels inside the stream.
 
-    `said` are the headers that an error reply gets too, as soon as it is known whose call it is.
+    `said` are the headers that an error reply gets too, as soon as it is known whose call it is; `last_words` is how
+    the stream that has begun puts an error.
     """
 
     def __init__(self, send: Send) -> None:
@@ -91,6 +99,7 @@ class Out:
         self.started = False
         self.status = 0
         self.said: Pairs = ()
+        self.last_words: Callable[[ApiError], bytes] = ApiError.sse
 
     async def whole(self, status: int, headers: Pairs, body: bytes) -> None:
         """Send a reply whose body is known."""
@@ -115,7 +124,7 @@ class Out:
     async def fail(self, error: ApiError, headers: Pairs = ()) -> None:
         """Send an error: as the reply, or as the last event of a stream that has begun."""
         if self.started:
-            await self.end(error.sse())
+            await self.end(self.last_words(error))
         else:
             await self.whole(error.status, [JSON, *self.said, *headers, *error.headers], error.body())
 

@@ -20,6 +20,8 @@ from policies.events import Start
 
 BODY_MOST = 64 * 1024 * 1024
 """Bytes of a whole reply that are held; no honest engine answers more at once."""
+PIECES = "application/x-sql-pieces"
+"""A SQL worker's answer that comes bit by bit: `rest` has each piece as it came, `stream` asked for or not."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,7 +95,9 @@ async def _begin(ticket: Ticket, stack: AsyncExitStack, start: Start, request: R
     reply = await stack.enter_async_context(engine.open(request))
     _judge(reply, request)
     kind = _header(reply, "content-type")
-    if stream and reply.status == 200:
+    if reply.status == 200 and kind == PIECES:
+        rest, held, body = _pieces(reply), [], b""
+    elif stream and reply.status == 200:
         if not kind.startswith("text/event-stream"):
             raise BackendError("the engine did not answer with a stream", trouble="broken", retryable=False)
         rest = _events(reply)
@@ -142,6 +146,11 @@ async def _events(reply: Reply) -> AsyncIterator[list[bytes]]:
         raise BackendError(error.message, trouble="broken", retryable=False) from error
     if events.rest().strip():
         raise BackendError("the engine broke off inside an event", trouble="broken", retryable=True)
+
+
+async def _pieces(reply: Reply) -> AsyncIterator[list[bytes]]:
+    async for piece in reply.chunks:
+        yield [piece]
 
 
 async def _until_content(events: AsyncIterator[list[bytes]]) -> list[bytes]:

@@ -117,7 +117,7 @@ def _missing_databases(config: Config) -> Iterator[str]:
     for name, pool in config.pools.items():
         if isinstance(pool.backend, DuckDb):
             for database, path in pool.backend.databases.items():
-                if not path.is_file():
+                if not path.exists():
                     yield f"{spelled(('pools', name, 'backend', 'databases', database))}: no such file: {path}"
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import aiohttp
 
+from backends.artifacts.memory import MemoryTier
+from backends.artifacts.redis_tier import RedisTier
+from backends.artifacts.shared import Shared
+from backends.artifacts.tiers import Artifacts
 from backends.base import Cluster, Engine
 from backends.emulated.cluster import EmulatedCluster
 from backends.emulated.options import EmulatedOptions
@@ -20,6 +25,8 @@ from backends.sql.parser import Parser
 from backends.vllm import AttachedServers, HttpEngine, connections
 from gateway.access import Access
 from gateway.admin import AdminApi
+from gateway.advances import Advances
+from gateway.ahead import Ahead
 from gateway.blueprints import blueprint
 from gateway.config import ConfigError
 from gateway.directory import Directory
@@ -31,15 +38,20 @@ from gateway.journal import Journal
 from gateway.keeping import ProfileFile, kept
 from gateway.metrics import Metrics
 from gateway.monitor import Monitor
-from gateway.recall import Kept
 from gateway.relay import Relay
 from gateway.runtime import Clock, Runtime
 from gateway.settings import Config, DuckDb, Emulated, Pool, Vllm
 from gateway.sqlapi import SqlApi
-from gateway.tools import Desk, Warehouse
+from gateway.state import StateApi
+from gateway.state_events import Events
+from gateway.tools import Desk, Results, Warehouse
 from gateway.walk import Walker
+from policies.artifacts import Shelf
 from policies.blueprint import Blueprint
 from policies.sql import Statement
+
+if TYPE_CHECKING:
+    from gateway.mcpapi import McpApi
 
 
 async def compose(config: Config, *, seed: int | None = None, report_every: float = 2.0) -> Gateway:
@@ -55,21 +67,26 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     journal = _journal(config, plan)
     clock, metrics, access, directory = Clock(), Metrics(), Access(config.auth, config.admin), Directory(config)
     session = connections(config.timeouts.connect)
+    advances = Advances(counts=metrics, clock=clock)
     runtime = Runtime(
         dispatcher=plan.dispatcher(),
         pools=plan.pools,
         clusters={name: _cluster(pool, session, emulated.get(name)) for name, pool in config.pools.items()},
         clock=clock,
         journal=journal,
-        watchers=(metrics.watch,),
+        watchers=(metrics.watch, advances.watch),
     )
     intake = Intake(config=config, directory=directory, clock=clock, named=metrics.named)
     parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
-    houses = _warehouses(config, parsers)
+    houses = advances.watching(_warehouses(config, parsers))
     total = config.timeouts.total
     desk = Desk(runtime=runtime, intake=intake, warehouses=houses, count=metrics.sql_answered, total=total)
+    ahead = Ahead(
+        config=config, runtime=runtime, desk=desk, warehouses=houses, advances=advances, graphs=plan.workflows
+    )
     door = Door(counts=metrics, limits=config.limits, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
+    artifacts = _artifacts(config, metrics)
     gateway = Gateway(
         config=config,
         access=access,
@@ -78,15 +95,43 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         monitor=monitor,
         metrics=metrics,
         door=door,
-        relay=_relay(config, plan, runtime=runtime, intake=intake, desk=desk, door=door),
+        relay=_relay(config, plan, runtime=runtime, intake=intake, desk=desk, ahead=ahead, door=door),
         sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
+        state=StateApi(
+            artifacts=artifacts,
+            events=Events(access.tenants, readers_most=config.state.subscribers),
+            intake=intake,
+            door=door,
+            settings=config.state,
+            draining=lambda: gateway.draining,
+        ),
         admin=AdminApi(access=access, runtime=runtime, monitor=monitor),
+        mcp=_mcp(config, access, intake=intake, desk=desk, door=door),
         keeper=_keeper(config, runtime),
-        openers=tuple(parser.start for parser in parsers.values()),
-        closers=(session.close, *(parser.aclose for parser in parsers.values())),
+        openers=(artifacts.start, *(parser.start for parser in parsers.values())),
+        closers=(session.close, *(parser.aclose for parser in parsers.values()), ahead.aclose, artifacts.aclose),
     )
     metrics.refresh = gateway.measure
     return gateway
+
+
+def _mcp(config: Config, access: Access, *, intake: Intake, desk: Desk, door: Door) -> McpApi | None:
+    if not config.mcp.enabled:
+        return None
+    from gateway.mcpapi import McpApi  # noqa: PLC0415 - takes most of a second to import
+
+    most = config.server.max_body
+    return McpApi(intake=intake, desk=desk, door=door, max_body=most, open_to_all=access.open)
+
+
+def _artifacts(config: Config, metrics: Metrics) -> Artifacts:
+    state = config.state
+    memory = MemoryTier(Shelf(state.memory), clock=time.time, evicted=metrics.artifact_evicted, scope_most=state.keys)
+    shared = None
+    if state.redis is not None:
+        tier = RedisTier(state.redis, clock=time.time, connect_timeout=state.timeout, scope_most=state.keys)
+        shared = Shared(tier, counts=metrics, timeout=state.timeout)
+    return Artifacts(memory, shared=shared, counts=metrics, clock=time.time)
 
 
 def _keeper(config: Config, runtime: Runtime) -> ProfileFile | None:
@@ -95,14 +140,19 @@ def _keeper(config: Config, runtime: Runtime) -> ProfileFile | None:
     return ProfileFile(profiles, path, every=config.profiles.every) if path is not None else None
 
 
-def _relay(config: Config, plan: Blueprint, *, runtime: Runtime, intake: Intake, desk: Desk, door: Door) -> Relay:
+def _relay(
+    config: Config, plan: Blueprint, *, runtime: Runtime, intake: Intake, desk: Desk, ahead: Ahead, door: Door
+) -> Relay:
     walker = Walker(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
-    intercept = Intercept(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
+    intercept = Intercept(
+        config=config, runtime=runtime, intake=intake, desk=desk, ahead=ahead, graphs=plan.workflows
+    )
     return Relay(
         config=config,
         runtime=runtime,
         intake=intake,
         door=door,
+        ahead=ahead,
         specials=((lambda inbound: inbound.workflow is not None, walker), (intercept.applies, intercept)),
     )
 
@@ -129,6 +179,10 @@ def _cluster(pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptio
                 memory=backend.memory,
                 max_rows=backend.max_rows,
                 max_bytes=backend.max_bytes,
+                max_stream_rows=backend.max_stream_rows,
+                max_stream_bytes=backend.max_stream_bytes,
+                stream_timeout=backend.stream_timeout,
+                samples=backend.samples,
             )
         )
     assert isinstance(backend, Vllm)
@@ -165,12 +219,20 @@ def _warehouse(name: str, settings: DuckDb, parser: Parser) -> Warehouse:
             max_bytes=settings.max_bytes,
         )
 
+    def current(key: Hashable) -> bool:
+        assert isinstance(key, ResultKey)
+        try:
+            return generation(str(settings.databases[key.database])) == key.generation
+        except OSError:
+            return False
+
     return Warehouse(
         pool=name,
         settings=settings,
         reader=_Reader(parser, ExactTexts()),
-        kept=cast(Kept[Hashable, bytes], ResultCache(settings.cache)),
+        kept=cast(Results, ResultCache(settings.cache)),
         key=key,
+        current=current,
     )
 
 
@@ -184,6 +246,6 @@ class _Reader:
     async def read(self, text: str, dialect: str) -> Statement:
         known = self.texts.get(text, dialect)
         if known is None:
-            known = await self.parser.read(text, dialect)
+            known = await self.parser.read(text, dialect, parameters=True)
             self.texts.put(text, dialect, known)
         return known

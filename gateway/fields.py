@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from gateway import template, units
 from gateway.template import Template
 from gateway.yamlfile import Substituted
+from policies.dialects import DIALECTS
 
 FAULT, MISSING = "fault", "missing_key"
 """The types of errors whose message is already in the words of this module."""
@@ -200,6 +201,12 @@ def _spec(value: object) -> PolicySpec:
     return PolicySpec(str(value["name"]), MappingProxyType(params))
 
 
+def _dialect(name: str) -> str:
+    if name not in DIALECTS:
+        raise ValueError(f"must be one of {', '.join(DIALECTS)}")
+    return name
+
+
 def _deeply_plain(value: Any) -> object:
     """Untyped parameters take the type that their text has once variables are in it."""
     if isinstance(value, list):
@@ -222,6 +229,7 @@ Bytes = Annotated[int, Field(gt=0), BeforeValidator(units.size)]
 BytesOrZero = Annotated[int, BeforeValidator(units.size)]
 Name = Annotated[str, AfterValidator(_name)]
 Url = Annotated[str, AfterValidator(_url)]
+Dialect = Annotated[str, AfterValidator(_dialect)]
 Pattern = Annotated[re.Pattern[str], BeforeValidator(_pattern)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 FilePathOrNone = Annotated[Path | None, BeforeValidator(_optional_path)]

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gateway.access import Access
 from gateway.admin import AdminApi
@@ -21,6 +22,10 @@ from gateway.relay import Relay
 from gateway.runtime import Runtime
 from gateway.settings import Config
 from gateway.sqlapi import SqlApi
+from gateway.state import StateApi
+
+if TYPE_CHECKING:  # costs too much to import where it is not used
+    from gateway.mcpapi import McpApi
 
 _log = logging.getLogger("cortex")
 
@@ -38,7 +43,9 @@ class Gateway:
     door: Door
     relay: Relay
     sql: SqlApi
+    state: StateApi
     admin: AdminApi
+    mcp: McpApi | None = None
     keeper: ProfileFile | None = None
     openers: Sequence[Callable[[], Awaitable[None]]] = ()
     closers: Sequence[Callable[[], Awaitable[None]]] = ()
@@ -59,6 +66,8 @@ class Gateway:
             if self.keeper is not None:
                 stack.push_async_callback(self.keeper.save)
                 stack.push_async_callback(_ended, asyncio.create_task(self.keeper.run(), name="profiles"))
+            if self.mcp is not None:
+                await stack.enter_async_context(self.mcp.running())
             self._report()
             yield
             self.draining = True
@@ -79,6 +88,10 @@ class Gateway:
         metrics.gate_active.set(dispatcher.gate.active)
         metrics.runs.set(len(dispatcher.runs))
         metrics.journal.set(self.runtime.journal_dropped)
+        shelf = self.state.artifacts.memory.shelf
+        metrics.artifacts.set(len(shelf))
+        metrics.artifact_bytes.set(shelf.bytes)
+        metrics.state_readers.set(self.state.events.readers)
 
     def _measure_engines(self, now: float) -> None:
         """Set the gauges of each engine; the series of those that are gone end."""

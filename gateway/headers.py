@@ -39,7 +39,7 @@ TABLE: tuple[Header, ...] = (
     Header("X-Workflow-Priority", "in", "priority", "−8…8, higher is sooner; shifts the call in its queue"),
     Header("X-Workflow-Hints", "in", "hints", "`osl=900` tokens expected, `resume=?1` another call follows soon"),
     Header("X-Workflow-Final", "in", "final", "`true`: the run ends with this call"),
-    Header("X-Workflow-Tools", "in", "tools", "`intercept` or `pass`: who runs this call's SQL tool calls"),
+    Header("X-Workflow-Tools", "in", "tools", "`intercept`, `ahead`, `pass`: who runs this call's SQL, and when"),
     Header("X-Request-Id", "upstream", "request", "the id of the call, for the engine's log"),
     Header("X-Session-ID", "upstream", "run", "the run"),
     Header("X-Vllm-Priority", "upstream", "priority", "the order among the engine's requests, lower is sooner"),

@@ -16,7 +16,7 @@ from gateway import headers as names
 from gateway.openai.errors import ill_formed
 
 Source = Literal["header", "body", "path", "alias", "key", "none"]
-Tools = Literal["pass", "intercept"]
+Tools = Literal["pass", "ahead", "intercept"]
 
 ID_BYTES = 256
 OSL_MOST = 10_000_000
@@ -48,7 +48,7 @@ _METADATA_FIELDS: Mapping[str, str] = MappingProxyType(
         if key != "hints"
     }
 )
-_PATH = re.compile(r"/w/(?P<workflow>[^/]+)(?:/s/(?P<stage>[^/]+))?(?P<rest>/v1(?:/.*)?)", re.DOTALL)
+_PATH = re.compile(r"/w/(?P<workflow>[^/]+)(?:/s/(?P<stage>[^/]+))?(?P<rest>/mcp|/v1(?:/.*)?)", re.DOTALL)
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 # One member of an RFC 8941 dictionary with the comma behind it; parameters are passed over.
 _MEMBER = re.compile(
@@ -225,9 +225,11 @@ class _Said:
             return None
         if said[2] == "pass":
             return "pass"
+        if said[2] == "ahead":
+            return "ahead"
         if said[2] == "intercept":
             return "intercept"
-        raise ill_formed(said[1], "must be pass or intercept")
+        raise ill_formed(said[1], "must be pass, ahead or intercept")
 
     def hints(self) -> Mapping[str, int]:
         said = self._fields.get("hints")

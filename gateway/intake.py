@@ -20,7 +20,7 @@ from gateway.openai.payload import Endpoint, Payload, denied, parse
 from gateway.openai.prompt import prompt_view, told
 from gateway.openai.splice import edit
 from gateway.settings import Config, Vllm, Workflow
-from policies.calls import Call, Knobs
+from policies.calls import Call, Kind, Knobs
 from policies.events import Start
 from policies.routing.prefix import chain
 
@@ -150,7 +150,7 @@ class Intake:
 
     def sql_call(self, asked: Asked, pool: str, sql: str, *, stage: str | None = None) -> Call:
         """The call that a statement makes in a SQL pool."""
-        return replace(self._call(asked, pool, stage), kind="sql", body_bytes=len(sql))
+        return self._call(asked, pool, stage, kind="sql", body_bytes=len(sql))
 
     def end_of_run(self, asked: Asked, pool: str, *, stage: str) -> Call:
         """A call that costs nothing and declares its run over."""
@@ -198,7 +198,7 @@ class Intake:
         """An id that no other call, run or request of this gateway has."""
         return f"{self._prefix}-{next(self._ids):x}"
 
-    def _call(self, asked: Asked, pool: str, stage: str | None) -> Call:
+    def _call(self, asked: Asked, pool: str, stage: str | None, *, kind: Kind = "llm", body_bytes: int = 0) -> Call:
         identity = asked.identity
         stage = identity.stage if stage is None else stage
         return Call(
@@ -213,6 +213,8 @@ class Intake:
             budget=identity.deadline,
             priority=identity.priority,
             final=identity.final,
+            kind=kind,
+            body_bytes=body_bytes,
         )
 
 

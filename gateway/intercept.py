@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from gateway import headers as names
+from gateway.ahead import Ahead, Watch, sql_stage
 from gateway.answers import (
     Tokens,
     as_event,
@@ -38,9 +39,10 @@ from gateway.openai.prompt import text_of
 from gateway.openai.splice import edit
 from gateway.runtime import Runtime
 from gateway.settings import Config
-from gateway.tools import Answer, Desk
+from gateway.tools import Desk
+from gateway.verdicts import Answer
 from policies.calls import Fate, Outcome
-from policies.workflow import Stage, Workflow
+from policies.workflow import Workflow
 
 TURNS_MOST = 16
 """Turns of one request, whatever the loop bounds of its stages say."""
@@ -80,12 +82,20 @@ class Intercept:
     """Answers chat calls whose SQL tools are the gateway's to run."""
 
     def __init__(
-        self, *, config: Config, runtime: Runtime, intake: Intake, desk: Desk, graphs: Mapping[str, Workflow]
+        self,
+        *,
+        config: Config,
+        runtime: Runtime,
+        intake: Intake,
+        desk: Desk,
+        ahead: Ahead,
+        graphs: Mapping[str, Workflow],
     ) -> None:
         self._config = config
         self._runtime = runtime
         self._intake = intake
         self._desk = desk
+        self._ahead = ahead
         self._graphs = graphs
 
     def applies(self, inbound: Inbound) -> bool:
@@ -106,11 +116,13 @@ class Intercept:
     async def _go(self, talk: Talk, out: Out) -> bytes:
         """Turn after turn; returns the last piece of the reply."""
         while True:
-            turn = await self._turn(talk, out)
-            calls = turn.message.get("tool_calls") or []
-            if not self._can_go_on(talk, calls):
-                return await self._end(talk, turn, out)
-            answers = await self._run(talk, calls)
+            tools = self._ours(talk.inbound) if self._may_go_on(talk) else frozenset()
+            with self._ahead.watch(talk.inbound, tools) as watch:
+                turn = await self._turn(talk, out, watch)
+                calls = turn.message.get("tool_calls") or []
+                if not self._can_go_on(talk, calls):
+                    return await self._end(talk, turn, out)
+                answers = await self._run(talk, calls)
             stage = self._next_stage(talk, next((answer.fate for answer in answers if answer.fate != "ok"), "ok"))
             if stage is None:
                 return await self._end(talk, turn, out)
@@ -119,18 +131,22 @@ class Intercept:
     def _can_go_on(self, talk: Talk, calls: list[object]) -> bool:
         """Whether these calls are the gateway's to run, and some outcome of theirs can be continued."""
         ours = self._ours(talk.inbound)
-        if talk.turns >= TURNS_MOST or not 0 < len(calls) <= CALLS_MOST:
+        if not 0 < len(calls) <= CALLS_MOST or any(_name(call) not in ours for call in calls):
             return False
-        if any(_name(call) not in ours for call in calls):
+        return self._may_go_on(talk)
+
+    def _may_go_on(self, talk: Talk) -> bool:
+        """Whether, for all that is known of its bounds, the conversation can go on after tools of the gateway's."""
+        if talk.turns >= TURNS_MOST:
             return False
-        tool = self._sql_stage(talk.inbound)
+        tool = sql_stage(self._graphs, talk.inbound)
         if tool is not None and talk.visits[tool.name] >= tool.visits:
             return False
         return any(self._next_stage(talk, fate) is not None for fate in _ENDS)
 
     async def _run(self, talk: Talk, calls: list[Json]) -> list[Answer]:
         """Run the calls side by side; their answers in order. Where one gets none (ApiError), the others end too."""
-        asked, tool = talk.inbound.asked, self._sql_stage(talk.inbound)
+        asked, tool = talk.inbound.asked, sql_stage(self._graphs, talk.inbound)
         stage, database = "execute", None
         if tool is not None:
             stage, database = tool.name, self._config.workflows[asked.identity.workflow].stages[tool.name].database
@@ -162,20 +178,13 @@ class Intercept:
             and (identity.tools or modes.get(name, "pass")) == "intercept"
         )
 
-    def _sql_stage(self, inbound: Inbound) -> Stage | None:
-        """The stage that the tools stand for: the one that follows the model's in the graph, where that is SQL."""
-        graph = self._graphs.get(inbound.asked.identity.workflow)
-        name = graph.following(inbound.call.stage, "ok") if graph is not None else None
-        stage = graph.stages[name] if graph is not None and name is not None else None
-        return stage if stage is not None and stage.kind == "sql" else None
-
     def _next_stage(self, talk: Talk, fate: Fate) -> str | None:
         """Where the conversation goes on when its tools end like this; None at that stage's loop bound."""
         here = talk.inbound.call.stage
         graph = self._graphs.get(talk.inbound.asked.identity.workflow)
         if graph is None or here not in graph.stages:
             return here  # only TURNS_MOST is known to bound it
-        tool = self._sql_stage(talk.inbound)
+        tool = sql_stage(self._graphs, talk.inbound)
         after = graph.following(tool.name, fate) if tool is not None else None
         stage = after if after is not None and graph.stages[after].kind == "llm" else here
         return stage if talk.visits[stage] < graph.stages[stage].visits else None
@@ -200,7 +209,7 @@ class Intercept:
         call = self._intake.llm_call(inbound.asked, payload, target.pool, stage=stage)
         talk.inbound = replace(inbound, payload=payload, target=target, call=call)
 
-    async def _turn(self, talk: Talk, out: Out) -> Turn:
+    async def _turn(self, talk: Talk, out: Out, watch: Watch) -> Turn:
         """One call to a model. What it says goes out as it comes, what it calls is held."""
         inbound, stream = talk.inbound, talk.inbound.payload.stream
         body = self._intake.upstream_body(inbound)
@@ -209,24 +218,26 @@ class Intercept:
         async with asked_of_a_pool(self._runtime, inbound.call, request, stream=stream) as attempt:
             headers = [*names.reply(attempt.headers), *inbound.asked.reply_headers(attempt.start)]
             if attempt.rest is not None:
-                return await self._streamed(talk, attempt, headers, out)
+                return await self._streamed(talk, attempt, headers, out, watch)
             talk.tokens.add(whole_answer(attempt))
         if attempt.status != 200 and out.started:
             raise interrupted(f"the engine refused to go on: {refusal_of(attempt.body)}")
         message = message_of(attempt.body) if attempt.status == 200 else {}
         return Turn(message, attempt.status, headers, attempt.body)
 
-    async def _streamed(self, talk: Talk, attempt: Attempt, headers: list[tuple[str, str]], out: Out) -> Turn:
+    async def _streamed(
+        self, talk: Talk, attempt: Attempt, headers: list[tuple[str, str]], out: Out, watch: Watch
+    ) -> Turn:
         assert attempt.rest is not None
         turn = Turn({}, attempt.status, headers)
         if not out.started:
             await out.begin(attempt.status, [*headers, ("cache-control", "no-cache")])
         with cut_short(attempt):
             for event in attempt.held:
-                await self._take(talk, turn, event, out)
+                await self._take(talk, turn, event, out, watch)
             async for batch in attempt.rest:
                 for event in batch:
-                    await self._take(talk, turn, event, out)
+                    await self._take(talk, turn, event, out, watch)
             if not turn.tokens.done:
                 raise interrupted()
         finished(attempt, turn.tokens)
@@ -234,7 +245,7 @@ class Intercept:
         turn.message = turn.whole.message()
         return turn
 
-    async def _take(self, talk: Talk, turn: Turn, event: bytes, out: Out) -> None:
+    async def _take(self, talk: Talk, turn: Turn, event: bytes, out: Out, watch: Watch) -> None:
         """Take in one event of a turn: its text goes out at once, under the id of the first turn."""
         turn.tokens.count(event)
         turn.whole.add(event)
@@ -245,6 +256,7 @@ class Intercept:
             case _:
                 return
         delta = choice["delta"] = choice["delta"] if isinstance(choice.get("delta"), dict) else {}
+        watch.take(delta.get("tool_calls"))
         if talk.turns > 1:
             delta.pop("role", None)
         if delta.get("tool_calls") or choice.get("finish_reason"):

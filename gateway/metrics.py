@@ -6,6 +6,7 @@ Every label takes its values from the configuration or from a fixed list: a clie
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -47,6 +48,18 @@ class Metrics:
         self._refusals = Counter("cortex_refusals_total", "Calls let go unserved.", ["reason"], registry=own)
         self._identity = Counter("cortex_identity_total", "Calls by what named them.", ["source"], registry=own)
         self._sql = Counter("cortex_sql_answers_total", "SQL answers by where from.", ["cache"], registry=own)
+        self._ahead = Counter("cortex_sql_ahead_total", "SQL ahead of its call.", ["fate"], registry=own)
+        self._saved = Counter(
+            "cortex_sql_ahead_saved_seconds_total", "Seconds by which SQL was ahead of its call.", registry=own
+        )
+        self._lookups = Counter(
+            "cortex_artifact_lookups_total", "Artifacts looked up.", ["tier", "result"], registry=own
+        )
+        self._evictions = Counter("cortex_artifact_evictions_total", "Artifacts let go for others.", registry=own)
+        self._redis = Counter("cortex_redis_failures_total", "Questions without answer.", ["reason"], registry=own)
+        self.artifacts = Gauge("cortex_artifacts", "Artifacts in memory.", registry=own)
+        self.artifact_bytes = Gauge("cortex_artifact_bytes", "Their size.", registry=own)
+        self.state_readers = Gauge("cortex_state_readers", "Streams of events that are read.", registry=own)
         self.engines = Gauge("cortex_engines", "Engines of a pool.", ["pool", "state"], registry=own)
         self.waiting = Gauge("cortex_waiting_calls", "Calls in a pool's queue.", ["pool"], registry=own)
         self.running = Gauge("cortex_running_calls", "Calls in a pool's engines.", ["pool"], registry=own)
@@ -71,6 +84,12 @@ class Metrics:
         )
         self.gate_active = Gauge("cortex_gate_active", "Runs that the gate has let through.", registry=own)
         self.gate_parked = Gauge("cortex_gate_parked", "Calls parked with their runs.", ["pool"], registry=own)
+        # A series by its labels, found once: the library looks it up slowly, and short requests feel that.
+        self._request = cache(self._requests.labels)
+        self._second = cache(self._seconds.labels)
+        self._end = cache(self._ended.labels)
+        self._name = cache(self._identity.labels)
+        self._answer = cache(self._sql.labels)
         self.runs = Gauge("cortex_runs", "Runs that are kept track of.", registry=own)
         self.journal = Gauge("cortex_journal_dropped", "Journal steps that were not written.", registry=own)
 
@@ -78,7 +97,7 @@ class Metrics:
         """Count what the dispatcher was told and decided."""
         match event:
             case Finished():
-                self._ended.labels(event.outcome.fate, event.outcome.source).inc()
+                self._end(event.outcome.fate, event.outcome.source).inc()
             case Failed():
                 self._failures.labels(event.trouble).inc()
             case _:
@@ -97,16 +116,34 @@ class Metrics:
                     pass
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
-        self._requests.labels(endpoint, str(status)).inc()
-        self._seconds.labels(endpoint).observe(seconds)
+        self._request(endpoint, str(status)).inc()
+        self._second(endpoint).observe(seconds)
 
     def named(self, source: str) -> None:
         """Count which channel told whose call it was."""
-        self._identity.labels(source).inc()
+        self._name(source).inc()
 
-    def sql_answered(self, cache: str) -> None:
+    def sql_answered(self, source: str) -> None:
         """Count where a SQL answer came from: hit, joined, miss, bypass (may not be kept) or refused."""
-        self._sql.labels(cache).inc()
+        self._answer(source).inc()
+
+    def sql_ahead(self, fate: str) -> None:
+        """Count what became of a statement ahead of its call: started, hit, joined, wasted or skipped."""
+        self._ahead.labels(fate).inc()
+
+    def sql_saved(self, seconds: float) -> None:
+        self._saved.inc(seconds)
+
+    def artifact_looked_up(self, tier: str, result: str) -> None:
+        """Count a look into memory or Redis: hit or miss."""
+        self._lookups.labels(tier, result).inc()
+
+    def artifact_evicted(self, count: int) -> None:
+        self._evictions.inc(count)
+
+    def redis_failed(self, reason: str) -> None:
+        """Count what Redis was to be asked: timeout, connection, broken, or skipped because of those."""
+        self._redis.labels(reason).inc()
 
     def cancelled(self, endpoint: str) -> None:
         self._cancelled.labels(endpoint).inc()

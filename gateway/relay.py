@@ -14,6 +14,7 @@ from typing import Protocol
 from starlette.types import Receive, Scope, Send
 
 from gateway import headers as names
+from gateway.ahead import Ahead, Watch
 from gateway.answers import Tokens, cut_short, finished, whole_answer
 from gateway.asgi import Out, read_body, while_present
 from gateway.attempts import Attempt, asked_of_a_pool
@@ -43,12 +44,14 @@ class Relay:
         runtime: Runtime,
         intake: Intake,
         door: Door,
+        ahead: Ahead,
         specials: Sequence[tuple[Callable[[Inbound], bool], Special]] = (),
     ) -> None:
         self._config = config
         self._runtime = runtime
         self._intake = intake
         self._door = door
+        self._ahead = ahead
         self._specials = specials
 
     def endpoint(self, kind: Endpoint) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
@@ -87,30 +90,33 @@ class Relay:
         async with asked_of_a_pool(self._runtime, inbound.call, request, stream=stream) as attempt:
             headers = [*names.reply(attempt.headers), *asked.reply_headers(attempt.start)]
             if attempt.rest is not None:
-                return await self._stream(attempt, [*headers, ("cache-control", "no-cache")], out)
+                with self._ahead.passing(inbound) as watch:
+                    return await self._stream(attempt, [*headers, ("cache-control", "no-cache")], out, watch)
             whole_answer(attempt)
             await out.begin(attempt.status, [*headers, ("content-length", str(len(attempt.body)))])
             return attempt.body
 
-    async def _stream(self, attempt: Attempt, headers: list[tuple[str, str]], out: Out) -> bytes:
+    async def _stream(self, attempt: Attempt, headers: list[tuple[str, str]], out: Out, watch: Watch) -> bytes:
         tokens = Tokens()
         assert attempt.rest is not None
         await out.begin(attempt.status, headers)
         with cut_short(attempt):
-            await _pass_on(attempt.held, tokens, out)
+            await _pass_on(attempt.held, tokens, out, watch)
             async for batch in attempt.rest:
-                await _pass_on(batch, tokens, out)
+                await _pass_on(batch, tokens, out, watch)
             if not tokens.done:
                 raise interrupted()
         finished(attempt, tokens)
+        watch.release()
         return b""
 
 
-async def _pass_on(events: list[bytes], tokens: Tokens, out: Out) -> None:
+async def _pass_on(events: list[bytes], tokens: Tokens, out: Out, watch: Watch) -> None:
     """Send a batch of events on. One that is broken is not sent, those before it are."""
     for index, event in enumerate(events):
         try:
             tokens.count(event)
+            watch.see(event)
         except ApiError:
             if index:
                 await out.write(b"".join(events[:index]))

@@ -5,6 +5,7 @@ Durations are seconds, sizes bytes, paths absolute. `docs/configuration.md` says
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from gateway.fields import (
     Bytes,
     BytesOrZero,
     Count,
+    Dialect,
     ExistingFileOrNone,
     FilePath,
     FilePathOrNone,
@@ -72,6 +74,12 @@ class PriorityRange(Part):
 
     min: Annotated[Whole, Field(ge=-8, le=8)] = -8
     max: Annotated[Whole, Field(ge=-8, le=8)] = 8
+
+
+class Mcp(Part):
+    """The SQL tools over the Model Context Protocol."""
+
+    enabled: Flag = False
 
 
 class ApiKey(Part):
@@ -158,6 +166,12 @@ class DuckDb(Part):
     max_rows: Count = 1000
     max_bytes: Bytes = 1_000_000
     cache: BytesOrZero = 64_000_000
+    samples: Annotated[Whole, Field(ge=0, le=20)] = 0
+    ahead: Annotated[Whole, Field(ge=0)] = 2
+    dialect: Dialect = "duckdb"
+    max_stream_rows: Count = 10_000_000
+    max_stream_bytes: Bytes = 1_000_000_000
+    stream_timeout: Seconds = 60.0
 
     @field_validator("memory")
     @classmethod
@@ -310,7 +324,7 @@ class Workflow(Part):
     """A call graph with its SLO. `tools` says what happens to a tool call whose client drives itself."""
 
     slo: Slo = Field(default_factory=Slo)
-    tools: Map[Literal["pass", "intercept"]] = Field(default={}, validate_default=True)
+    tools: Map[Literal["pass", "ahead", "intercept"]] = Field(default={}, validate_default=True)
     stages: Named[Stage] = Field(default={}, validate_default=True)
     edges: List[Edge] = ()
 
@@ -322,11 +336,33 @@ class Profiles(Part):
     every: Seconds = 60.0
 
 
+class State(Part):
+    """Artifacts that agents publish and find: where they are kept, how long, and how many."""
+
+    memory: Bytes = 64_000_000
+    redis: Text | None = Field(default=None, repr=False)
+    timeout: Seconds = 0.1
+    lifetime: Seconds = 3600.0
+    longest: Annotated[Seconds, Field(le=24 * 3600)] = 24 * 3600.0
+    value: Bytes = 1_000_000
+    keys: Count = 1000
+    subscribers: Count = 100
+
+    @field_validator("redis")
+    @classmethod
+    def _address(cls, redis: str | None) -> str | None:
+        host = r"(\[[0-9A-Fa-f:]+\]|[^@/:\s?#]+)(:[0-9]{1,5})?"
+        if redis is not None and not re.fullmatch(rf"rediss?://([^@/\s]*@)?{host}(/[0-9]*)?", redis):
+            raise ValueError("must be an address such as redis://127.0.0.1:6379/0")
+        return redis
+
+
 class Config(Part):
     """A whole configuration."""
 
     server: Server = Field(default_factory=Server)
     admin: Admin = Field(default_factory=Admin)
+    mcp: Mcp = Field(default_factory=Mcp)
     auth: Auth = Field(default_factory=Auth)
     limits: Limits = Field(default_factory=Limits)
     timeouts: Timeouts = Field(default_factory=Timeouts)
@@ -335,6 +371,7 @@ class Config(Part):
     workflows: Named[Workflow] = Field(default={}, validate_default=True)
     policies: Policies = Field(default_factory=Policies)
     profiles: Profiles = Field(default_factory=Profiles)
+    state: State = Field(default_factory=State)
 
     def alias(self, model: str) -> str | None:
         """The pool that `models` gives to a model's name; the first pattern that fits wins."""

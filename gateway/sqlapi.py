@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from gateway.asgi import JSON, Out, read_body, while_present
+from gateway.asgi import EVENT_STREAM, JSON, Out, read_body, while_present
 from gateway.door import Door
 from gateway.intake import Asked, Intake
-from gateway.openai.errors import ill_formed, missing
-from gateway.openai.payload import object_of
-from gateway.tools import Answer, Desk
+from gateway.progress import OnProgress
+from gateway.rows import Rows
+from gateway.schemas import schema, tables_of
+from gateway.sqlquery import Wanted, read_query
+from gateway.tools import Desk
+from gateway.verdicts import Answer
 
-LIMIT_MOST = 1_000_000
+NDJSON = ("content-type", "application/x-ndjson")
 
 
 class SqlApi:
@@ -28,23 +30,92 @@ class SqlApi:
         self._max_body = max_body
 
     async def query(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`{"sql", "database"?, "limit"?}` → typed columns and rows."""
+        """`{"sql", "database"?, "params"?, "limit"?, "dialect"?, "format"?}` → typed columns and rows.
+
+        As one JSON document, as NDJSON, or as events that tell the progress before the result.
+        """
 
         async def serve(out: Out) -> None:
-            document = object_of(await read_body(scope, receive, most=self._max_body))
-            sql, database, limit = _sql(document), _database(document), _limit(document)
-            asked = self._intake.asked(scope, document)
+            wanted = read_query(await read_body(scope, receive, most=self._max_body), scope["headers"])
+            asked = self._intake.asked(scope, wanted.document)
             out.said = asked.reply_headers()
-            async with while_present(receive):
-                answer = await self._desk.query(asked, sql, database=database, limit=limit)
-            await self._send(out, asked, answer)
+            ways = {"json": self._whole, "ndjson": self._lines, "events": self._events}
+            await ways[wanted.shape](out, receive, asked, wanted)
 
         await self._door("sql", Out(send), serve)
 
+    async def _whole(self, out: Out, receive: Receive, asked: Asked, wanted: Wanted) -> None:
+        async with while_present(receive):
+            answer = await self._ask(asked, wanted)
+        await self._send(out, asked, answer)
+
+    async def _lines(self, out: Out, receive: Receive, asked: Asked, wanted: Wanted) -> None:
+        """Rows as they come, at the client's pace. What goes wrong after the first line is told in the last one."""
+        out.last_words = lambda error: error.body() + b"\n"
+        stream = self._desk.stream(
+            asked,
+            wanted.sql,
+            database=wanted.database,
+            limit=wanted.limit,
+            dialect=wanted.dialect,
+            params=wanted.params,
+        )
+        async with while_present(receive), stream as found:
+            if isinstance(found, Rows):
+                await out.begin(200, [NDJSON, *asked.reply_headers(found.start)])
+                async for lines in found.pieces():
+                    await out.write(lines)
+            answer = found.end if isinstance(found, Rows) else found
+        if out.started:
+            await out.end((answer.body if answer.status == 200 else answer.error()) + b"\n")
+        else:
+            await self._send(out, asked, answer)
+
+    async def _events(self, out: Out, receive: Receive, asked: Asked, wanted: Wanted) -> None:
+        """`event: progress` with a percentage as often as there is news, then `event: result` or `event: error`.
+
+        What fails before any news is an error reply as ever: the status is not set before there is something to say.
+        """
+        out.last_words = lambda error: _event("error", error.body())
+
+        async def begin(answer: Answer | None = None) -> None:
+            if not out.started:
+                said = asked.reply_headers(answer.start, cache=answer.cache) if answer else asked.reply_headers()
+                await out.begin(200, [EVENT_STREAM, ("cache-control", "no-cache"), *said])
+
+        async def tell(percent: float) -> None:
+            await begin()
+            await out.write(_event("progress", orjson.dumps({"percent": percent})))
+
+        async with while_present(receive):
+            answer = await self._ask(asked, wanted, on_progress=tell)
+        if answer.status == 200:
+            await begin(answer)
+            await out.end(_event("result", answer.body))
+        elif out.started:
+            await out.end(_event("error", answer.error()))
+        else:
+            await self._send(out, asked, answer)
+
+    async def _ask(self, asked: Asked, wanted: Wanted, *, on_progress: OnProgress | None = None) -> Answer:
+        return await self._desk.query(
+            asked,
+            wanted.sql,
+            database=wanted.database,
+            limit=wanted.limit,
+            dialect=wanted.dialect,
+            params=wanted.params,
+            on_progress=on_progress,
+        )
+
     async def schema(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The tables of one database, as text for a prompt and as data."""
+        """The tables of one database, as text for a prompt and as data; `?tables=a,b` for these alone."""
         database = scope["path_params"]["database"]
-        await self._get(scope, receive, send, lambda asked: self._desk.describe(asked, database=database))
+
+        async def described(asked: Asked) -> Answer:
+            return await schema(self._desk, asked, database=database, tables=tables_of(scope["query_string"]))
+
+        await self._get(scope, receive, send, described)
 
     async def databases(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The names of the databases."""
@@ -72,30 +143,8 @@ class SqlApi:
         if answer.status == 200:
             await out.whole(200, headers, answer.body)
             return
-        error = answer.document()["error"]
-        kind = "timeout_error" if answer.fate == "timeout" else "invalid_request_error"
-        whole = {"message": error["message"], "type": kind, "param": "sql", "code": error["code"]}
-        await out.whole(answer.status, headers, orjson.dumps({"error": whole}))
+        await out.whole(answer.status, headers, answer.error())
 
 
-def _sql(document: Mapping[str, Any]) -> str:
-    sql = document.get("sql")
-    if sql is None:
-        raise missing("sql")
-    if not isinstance(sql, str) or not sql.strip():
-        raise ill_formed("sql", "must be one SQL statement as text")
-    return sql
-
-
-def _database(document: Mapping[str, Any]) -> str | None:
-    database = document.get("database")
-    if database is not None and not isinstance(database, str):
-        raise ill_formed("database", "must be a string")
-    return database
-
-
-def _limit(document: Mapping[str, Any]) -> int | None:
-    limit = document.get("limit")
-    if limit is not None and (type(limit) is not int or not 0 < limit <= LIMIT_MOST):
-        raise ill_formed("limit", f"must be a whole number from 1 to {LIMIT_MOST}")
-    return limit
+def _event(name: str, data: bytes) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data)

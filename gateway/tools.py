@@ -7,26 +7,30 @@ in the workflow's terms and a text that a model can repair its SQL by.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 
 from backends.base import BackendError, Request
-from gateway.attempts import begun
+from gateway.answers import cut_short
+from gateway.attempts import Attempt, begun
 from gateway.intake import Asked, Intake
-from gateway.openai.errors import bad_request, not_found, timeout, unavailable
-from gateway.recall import Kept, Recall
+from gateway.openai.errors import bad_request, interrupted, not_found, timeout, unavailable
+from gateway.params import Misfit, Params, Scalar, bound
+from gateway.progress import OnProgress, telling
+from gateway.recall import Recall
+from gateway.rows import Rows, streamed
 from gateway.runtime import Runtime
 from gateway.settings import DuckDb
-from policies.calls import Call, Fate, Outcome, Source
+from gateway.verdicts import FATES, Answer, last, refusal, whole
+from policies.calls import Call, Outcome, Source
 from policies.events import Start
 from policies.sql import SqlRefused, Statement
 
 EXECUTE, DESCRIBE = "execute_sql", "describe_tables"
-NO_ROWS = "The statement ran but returned no rows."
-_FATES: Mapping[str, Fate] = {"ok": "ok", "empty": "empty", "error": "error", "timeout": "timeout"}
 
 
 class Reader(Protocol):
@@ -35,26 +39,12 @@ class Reader(Protocol):
     async def read(self, text: str, dialect: str) -> Statement: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a tool answered: `status` and `body` as HTTP has them, and the outcome in the workflow's terms."""
+class Results(Protocol):
+    """Where results are kept: bounded in bytes, what saves the least first to go."""
 
-    status: int
-    body: bytes
-    fate: Fate
-    cache: str = ""
-    start: Start | None = None
+    def get(self, key: Hashable) -> bytes | None: ...
 
-    def document(self) -> dict[str, Any]:
-        """The body as an object: columns and rows, or an error."""
-        document: dict[str, Any] = orjson.loads(self.body)
-        return document
-
-    def complaint(self) -> str:
-        """What went wrong, in words that a model can repair its statement by; empty where nothing did."""
-        if self.fate == "empty":
-            return NO_ROWS
-        return str(self.document()["error"]["message"]) if self.status != 200 else ""
+    def put(self, key: Hashable, result: bytes, *, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,34 +54,79 @@ class Warehouse:
     pool: str
     settings: DuckDb
     reader: Reader
-    kept: Kept[Hashable, bytes]
+    kept: Results
     key: Callable[[str, str, str, int], Hashable]
     """The key of a result: of tenant, database as it is now, canonical SQL and rows asked for."""
+    current: Callable[[Hashable], bool]
+    """Whether the data that a key stands for are still there."""
 
 
 class _Answers:
     """Results kept as bytes, each behind its fate and a line feed, seen as answers."""
 
-    def __init__(self, kept: Kept[Hashable, bytes]) -> None:
-        self._kept = kept
+    def __init__(self, house: Warehouse) -> None:
+        self._house = house
 
     def get(self, key: Hashable) -> Answer | None:
-        kept = self._kept.get(key)
+        kept = self._house.kept.get(key)
         if kept is None:
             return None
         fate, _, body = kept.partition(b"\n")
-        return Answer(status=200, body=body, fate=_FATES[fate.decode()])
+        return Answer(status=200, body=body, fate=FATES[fate.decode()])
 
     def put(self, key: Hashable, value: Answer) -> None:
-        self._kept.put(key, value.fate.encode() + b"\n" + value.body)
+        # Replaced while the statement was under way: it may have run on the new data and must not stand for the old.
+        if self._house.current(key):
+            self._house.kept.put(key, value.fate.encode() + b"\n" + value.body, seconds=value.seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What a worker is asked: the path, and the members of the body."""
+    """What a worker is asked: the path, the members of the body, and the seconds that it has.
+
+    `report` is told how far the statement is, in percent.
+    """
 
     path: str
     members: Mapping[str, object]
+    timeout: float
+    report: Callable[[float], None] | None = None
+
+    def request(self, call: Call) -> Callable[[Start], Request]:
+        body = orjson.dumps({**self.members, "timeout": self.timeout, "progress": self.report is not None})
+        # The worker holds the deadline itself; this bounds the wait for one that is being brought up again.
+        patience = 2 * self.timeout + 5.0
+        return lambda _: Request(call=call, path=self.path, body=body, head_timeout=patience)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """A statement that may run: where, as which call, and with which values of its parameters."""
+
+    house: Warehouse
+    database: str
+    call: Call
+    statement: Statement
+    values: Mapping[str, Scalar]
+
+    def job(self, path: str, rows: int, most: int, report: Callable[[float], None] | None = None) -> _Job:
+        """What is asked for `rows` rows of `most` bytes."""
+        members = {
+            "database": self.database,
+            "sql": self.statement.canonical,
+            "params": self.values,
+            "limit": rows,
+            "max_bytes": most,
+            "unlimited": self.statement.unlimited,
+        }
+        return _Job(path=path, members=members, timeout=self.house.settings.timeout, report=report)
+
+    def key(self, tenant: str, rows: int) -> Hashable:
+        """The key of the result. Raises ApiError 503."""
+        text = self.statement.canonical
+        if self.values:  # no statement holds a NUL
+            text += "\0" + orjson.dumps(self.values, option=orjson.OPT_SORT_KEYS).decode()
+        return _key(self.house, tenant, self.database, text, rows)
 
 
 class Desk:
@@ -112,17 +147,14 @@ class Desk:
         self._warehouses = warehouses
         self._count = count
         self._total = total
+        self.databases = sorted({name for house in warehouses.values() for name in house.settings.databases})
+        """The databases that can be asked, by name."""
         self._recalls = {
             name: Recall[Hashable, Answer](
-                runtime=runtime, kept=_Answers(house.kept), outcome=_outcome, keep=lambda answer: answer.status == 200
+                runtime=runtime, kept=_Answers(house), outcome=_outcome, keep=lambda answer: answer.status == 200
             )
             for name, house in warehouses.items()
         }
-
-    @property
-    def databases(self) -> list[str]:
-        """The databases that can be asked, by name."""
-        return sorted({name for house in self._warehouses.values() for name in house.settings.databases})
 
     async def query(
         self,
@@ -132,43 +164,95 @@ class Desk:
         database: str | None = None,
         limit: int | None = None,
         stage: str | None = None,
-        dialect: str = "duckdb",
+        dialect: str | None = None,
+        params: Params = (),
+        on_progress: OnProgress | None = None,
     ) -> Answer:
-        """Run one read-only statement. `limit` in rows, at most what the pool allows. Raises ApiError (404, 503)."""
+        """Run one read-only statement. `limit` in rows, at most what the pool allows. Raises ApiError (404, 503).
+
+        `dialect` is the pool's own where it is not said. `on_progress` hears how far the statement is, where the
+        engine can tell and this call is the one that runs it.
+        """
+        ready = await self._ready(asked, sql, database, stage=stage, dialect=dialect, params=params)
+        if isinstance(ready, Answer):
+            return ready
+        async with telling(on_progress) if on_progress is not None else nullcontext() as report:
+            answer = await self._answered(asked, ready, limit, report)
+        return answer.placed(sql)
+
+    async def _answered(
+        self, asked: Asked, ready: _Ready, limit: int | None, report: Callable[[float], None] | None
+    ) -> Answer:
+        house = ready.house
+        rows = min(limit or house.settings.max_rows, house.settings.max_rows)
+        job = ready.job("/sql/query", rows, house.settings.max_bytes, report)
+        if not ready.statement.deterministic:
+            self._count("bypass")
+            return await self._run(ready.call, job)
+        return await self._recalled(house, ready.key(asked.caller.tenant, rows), ready.call, job)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        asked: Asked,
+        sql: str,
+        *,
+        database: str | None = None,
+        limit: int | None = None,
+        dialect: str | None = None,
+        params: Params = (),
+    ) -> AsyncIterator[Answer | Rows]:
+        """As `query`, for the rows as they come, with limits of their own; an answer where there are none.
+
+        Such results are not kept. Leaving the block stops the statement. Raises ApiError, also out of the block.
+        """
+        ready = await self._ready(asked, sql, database, stage=None, dialect=dialect, params=params)
+        if isinstance(ready, Answer):
+            yield ready
+            return
+        self._count("stream")
+        settings = ready.house.settings
+        most = min(limit or settings.max_stream_rows, settings.max_stream_rows)
+        request = ready.job("/sql/stream", most, settings.max_stream_bytes).request(ready.call)
+        longest = settings.stream_timeout
+        async with streamed(self._runtime, ready.call, request, total=self._total, longest=longest) as found:
+            yield found
+
+    async def _ready(
+        self,
+        asked: Asked,
+        sql: str,
+        database: str | None,
+        *,
+        stage: str | None,
+        dialect: str | None,
+        params: Params,
+    ) -> _Ready | Answer:
+        """The statement read and its parameters bound, or why it may not run. Raises ApiError (404, 503)."""
         house, database = self._find(database)
         call = self._intake.sql_call(asked, house.pool, sql, stage=stage)
         try:
-            statement = await house.reader.read(sql, dialect)
-        except SqlRefused as refusal:
-            answer = Answer(status=400, body=_error(str(refusal), refusal.code), fate="error")
-            self._count("refused")
-            self._runtime.recalled(call, _outcome(answer, "cache"))
-            return answer
+            statement = await house.reader.read(sql, dialect or house.settings.dialect)
+            values = bound(params, statement.parameters)
+        except SqlRefused as error:
+            answer = refusal(str(error), error.code)
+        except Misfit as error:
+            answer = refusal(str(error), "invalid_params", param="params")
         except BackendError as error:
             raise unavailable(f"SQL cannot be read now: {error}", retry_after=error.retry_after or 1.0) from error
-        rows = min(limit or house.settings.max_rows, house.settings.max_rows)
-        job = _Job(
-            path="/sql/query",
-            members={
-                "database": database,
-                "sql": statement.canonical,
-                "limit": rows,
-                "max_bytes": house.settings.max_bytes,
-                "unlimited": statement.unlimited,
-            },
-        )
-        if not statement.deterministic:
-            self._count("bypass")
-            return await self._run(house, call, job)
-        key = _key(house, asked.caller.tenant, database, statement.canonical, rows)
-        return await self._recalled(house, key, call, job)
+        else:
+            return _Ready(house=house, database=database, call=call, statement=statement, values=values)
+        self._count("refused")
+        self._runtime.recalled(call, _outcome(answer, "cache"))
+        return answer
 
     async def describe(self, asked: Asked, *, database: str | None = None, stage: str | None = None) -> Answer:
         """The tables of a database: `{"database", "text", "tables"}`, the text byte-stable for prompts."""
         house, database = self._find(database)
         call = self._intake.sql_call(asked, house.pool, "", stage=stage)
         key = _key(house, "", database, DESCRIBE, 0)
-        return await self._recalled(house, key, call, _Job(path="/sql/describe", members={"database": database}))
+        job = _Job(path="/sql/describe", members={"database": database}, timeout=house.settings.timeout)
+        return await self._recalled(house, key, call, job)
 
     async def call(
         self, asked: Asked, name: str, arguments: str, *, stage: str, database: str | None = None
@@ -177,22 +261,22 @@ class Desk:
         try:
             document = orjson.loads(arguments or b"{}")
         except orjson.JSONDecodeError:
-            return _unfit("the arguments of the tool call are not valid JSON")
+            return refusal("the arguments of the tool call are not valid JSON", "invalid_arguments")
         if not isinstance(document, dict):
-            return _unfit("the arguments of the tool call must be a JSON object")
+            return refusal("the arguments of the tool call must be a JSON object", "invalid_arguments")
         wanted = document.get("database", database)
         if wanted not in (self.databases if len(self.databases) > 1 else (None, *self.databases)):
-            return _unfit(f"database: must be one of {', '.join(self.databases)}")
+            return refusal(f"database: must be one of {', '.join(self.databases)}", "invalid_arguments")
         if name == DESCRIBE:
             return await self.describe(asked, database=wanted, stage=stage)
         sql = document.get("sql", document.get("query"))
         if not isinstance(sql, str) or not sql.strip():
-            return _unfit("sql: must be one SQL statement as text")
+            return refusal("sql: must be one SQL statement as text", "invalid_arguments")
         return await self.query(asked, sql, database=wanted, stage=stage)
 
     async def _recalled(self, house: Warehouse, key: Hashable, call: Call, job: _Job) -> Answer:
         async def compute(leader: Call) -> Answer:
-            return await self._run(house, leader, job)
+            return await self._run(leader, job)
 
         found = await self._recalls[house.pool].get(key, call, compute)
         self._count(found.cache)
@@ -200,29 +284,16 @@ class Desk:
         start = answer.start if found.cache == "miss" else None
         return Answer(status=answer.status, body=answer.body, fate=answer.fate, cache=found.cache, start=start)
 
-    async def _run(self, house: Warehouse, call: Call, job: _Job) -> Answer:
+    async def _run(self, call: Call, job: _Job) -> Answer:
         try:
-            async with asyncio.timeout(self._total):
-                return await self._attempted(house, call, job)
+            async with (
+                asyncio.timeout(self._total),
+                self._runtime.ticket(call) as ticket,
+                begun(self._runtime, ticket, job.request(call), stream=False) as attempt,
+            ):
+                return whole(attempt) if attempt.rest is None else await _in_the_end(attempt, job)
         except TimeoutError:
             raise timeout(f"the statement took longer than {self._total:g} s", code="deadline_exceeded") from None
-
-    async def _attempted(self, house: Warehouse, call: Call, job: _Job) -> Answer:
-        allowed = house.settings.timeout
-        body = orjson.dumps({**job.members, "timeout": allowed})
-
-        def request(start: Start) -> Request:
-            # The worker holds the deadline itself; this bounds the wait for one that is being brought up again.
-            return Request(call=call, path=job.path, body=body, head_timeout=2 * allowed + 5.0)
-
-        async with (
-            self._runtime.ticket(call) as ticket,
-            begun(self._runtime, ticket, request, stream=False) as attempt,
-        ):
-            fate = _FATES[dict(attempt.headers)["x-sql-outcome"]]
-            outcome = attempt.outcome(self._runtime.now(), fate=fate, prompt=0, output=0, cached=None)
-            ticket.finished(attempt.start.attempt, outcome)
-            return Answer(status=attempt.status, body=attempt.body, fate=fate, cache="miss", start=attempt.start)
 
     def _find(self, database: str | None) -> tuple[Warehouse, str]:
         if database is None:
@@ -243,12 +314,17 @@ def _key(house: Warehouse, tenant: str, database: str, canonical: str, rows: int
         raise unavailable(f"the database {database!r} is not there now", retry_after=1.0) from error
 
 
-def _unfit(message: str) -> Answer:
-    return Answer(status=400, body=_error(message, "invalid_arguments"), fate="error")
-
-
-def _error(message: str, code: str) -> bytes:
-    return orjson.dumps({"error": {"message": message, "code": code}})
+async def _in_the_end(attempt: Attempt, job: _Job) -> Answer:
+    """The answer behind the news of its progress. Raises ApiError."""
+    assert attempt.rest is not None
+    with cut_short(attempt):
+        async for pieces in attempt.rest:
+            for piece in pieces:
+                if not piece.startswith(b"progress\n"):
+                    return last(attempt, piece)
+                if job.report is not None:
+                    job.report(float(piece[9:]))
+    raise interrupted("the SQL worker did not answer")
 
 
 def _outcome(answer: Answer, source: Source) -> Outcome:

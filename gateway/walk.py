@@ -28,8 +28,9 @@ from gateway.openai.prompt import text_of
 from gateway.openai.sse import DONE, Chunks
 from gateway.runtime import Runtime
 from gateway.settings import Config, Stage
-from gateway.tools import DESCRIBE, Answer, Desk
+from gateway.tools import DESCRIBE, Desk
 from gateway.toolspecs import offered
+from gateway.verdicts import Answer
 from policies.calls import Fate, Outcome
 from policies.workflow import Workflow
 

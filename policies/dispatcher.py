@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from policies.calls import Call, Estimate, Fate, Outcome
+from policies.calls import Call, Fate, Outcome
 from policies.catalog import Policies
 from policies.events import (
     Abort,
@@ -168,9 +168,10 @@ class Dispatcher:
 
     def _arrived(self, event: Arrived, now: float, out: list[Action]) -> Sequence[str]:
         call = event.call
-        tracked, estimate = self._enter(call, now)
+        tracked = self._enter(call, now)
         if event.recalled:
             return ()
+        estimate = self.profiles.estimate(call, tracked.visit)
         if self.fleet.stranded(call.pool):
             return self._refuse(tracked, "no_engine", self.profiles.mean_service(call.pool), now, out)
         policies, view = self._policies[call.pool], self._view(tracked)
@@ -194,12 +195,13 @@ class Dispatcher:
         return self._lines.enter(tracked.entry, tracked.run, now)
 
     def _joined(self, event: Joined, now: float) -> Sequence[str]:
-        tracked, estimate = self._enter(event.call, now)
+        tracked = self._enter(event.call, now)
         tracked.leader = event.leader
         leader = self._calls.get(event.leader)
         if leader is None or leader.entry is None:
             return ()
         priority = self._policies[leader.call.pool].priority
+        estimate = self.profiles.estimate(event.call, tracked.visit)
         return self._lines.follow(leader.entry, priority.key(event.call, estimate, self._view(tracked), now), now)
 
     def _first_token(self, event: FirstToken, now: float) -> Sequence[str]:
@@ -273,12 +275,12 @@ class Dispatcher:
         # A follower may come again under its own name, when its leader is refused: it has not begun yet.
         return (*touched, *self._forget(tracked, "cancelled" if tracked.leader is None else None, now))
 
-    def _enter(self, call: Call, now: float) -> tuple[Tracked, Estimate]:
+    def _enter(self, call: Call, now: float) -> Tracked:
         assert call.id not in self._calls
         run, visit = self.runs.enter(call, self._workflows.get(call.workflow), now)
         tracked = self._calls[call.id] = Tracked(call=call, run=run, visit=visit)
         self.tenants.came(call.tenant)
-        return tracked, self.profiles.estimate(call, visit)
+        return tracked
 
     def _forget(
         self, tracked: Tracked, fate: Fate | None, now: float, outcome: Outcome | None = None

@@ -62,7 +62,7 @@ def routes(up: Running) -> Iterator[tuple[str, str]]:
     for route in app.app.routes:
         assert isinstance(route, Route)
         path = route.path.replace("{model:path}", MODEL_PATH).replace("{number}", "0")
-        for name in ("database", "pool"):
+        for name in ("database", "pool", "topic", "key", "key:path"):
             path = path.replace(f"{{{name}}}", "default")
         assert "{" not in path
         for method in sorted(route.methods or ()):

@@ -180,7 +180,7 @@ MISTAKES = [
     ('"gpt-*": default', '"gpt-4.1": warehouse',
      '22: models."gpt-4.1": \'warehouse\' is a SQL pool; an LLM pool is needed'),
     ("execute_sql: pass", "execute_sql: intercepted",
-     "26: workflows.nl2sql.tools.execute_sql: must be 'pass' or 'intercept', not 'intercepted'"),
+     "26: workflows.nl2sql.tools.execute_sql: must be 'pass', 'ahead' or 'intercept', not 'intercepted'"),
     ("execute_sql: pass", "search: intercept",
      "26: workflows.nl2sql.tools.search: intercept needs a stage with tool: search"),
     ("prompt: ask.md", "prompt: asks.md", "28: workflows.nl2sql.stages.generate.prompt: no such file: asks.md"),

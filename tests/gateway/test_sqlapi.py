@@ -172,7 +172,7 @@ async def test_a_statement_that_cannot_be_run_is_told_so_that_it_can_be_repaired
         (b'{"sql": "SELECT 1", "limit": 0}', "limit", "whole number"),
         (b'{"sql": "SELECT 1", "limit": true}', "limit", "whole number"),
         (b'{"sql": "SELECT 1", "limit": "5"}', "limit", "whole number"),
-        (b'{"sql": "SELECT 1", "limit": 9999999}', "limit", "whole number"),
+        (b'{"sql": "SELECT 1", "limit": 9999999999}', "limit", "whole number"),
     ],
 )
 async def test_a_body_that_is_wrong_is_refused_by_name(
@@ -223,6 +223,7 @@ async def test_the_schema_is_the_same_text_every_time(shared: Running) -> None:
                     {"name": "amount", "type": "INTEGER"},
                 ],
                 "rows": 4,
+                "text": "orders(id INTEGER, region VARCHAR, amount INTEGER) -- 4 rows\n",
             }
         ],
     }
