@@ -117,7 +117,7 @@ async def test_closing_ends_the_process_and_what_waits_for_it() -> None:
 
 
 def test_the_helper_answers_with_statements_and_refusals() -> None:
-    reading = Reading()
+    reading = Reading(60.0)
     assert b'"canonical":"SELECT 1"' in reading.handle(b'["select 1", "duckdb", false]')
     assert b'"code":"refused"' in reading.handle(b'["drop table t", "duckdb", false]')
     reading.interrupt()
