@@ -390,8 +390,9 @@ class Dispatcher:
         assert tracked.attempt is not None
         tracked.served += engine.give_back(tracked.attempt, now)
         tracked.attempt, tracked.engine = None, ""
-        out += self.fleet.settle(engine, now)
-        return self.fleet.borrowers[engine.pool]
+        settled = self.fleet.settle(engine, now)
+        out += settled
+        return (*self.fleet.borrowers[engine.pool], *(self._refuse_stranded(now, out) if settled else ()))
 
     def _current(self, call: str, attempt: int) -> Tracked | None:
         tracked = self._calls.get(call)

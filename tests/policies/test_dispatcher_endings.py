@@ -15,10 +15,12 @@ from policies.events import (
     Finished,
     FirstToken,
     Joined,
+    Launch,
     Left,
     Reason,
     Refused,
     Reported,
+    Scaled,
     Start,
     Wake,
     Woken,
@@ -210,3 +212,15 @@ def test_a_waiting_call_whose_answer_turns_up_leaves_its_queue() -> None:
     assert desk.dispatcher.pool_view("p", 0.0).waiting == 0
     assert desk.finish(running) == []
     assert desk.dispatcher.calls == 0
+
+
+def test_who_waits_when_the_last_engine_goes_with_its_call_is_refused() -> None:
+    """One engine does not come up and is tried again after a pause; the other was told to go and has a last call."""
+    desk = a_desk([a_pool(maximum=2)])
+    first = started(desk, a_call("first"))
+    [launch] = desk.tell(Scaled(pool="p", engines=2), Launch)
+    desk.arrive(a_call("waiting"))
+    desk.tell(EngineGone(engine=launch.engine), Launch)
+    desk.tell(Drained(engine=first.engine), Launch)
+    refused = desk.tell(Finished(call="first", attempt=first.attempt, outcome=Outcome(fate="ok")), Refused)
+    assert [(one.call, one.reason) for one in refused] == [("waiting", "no_engine")]
