@@ -2,16 +2,16 @@
 
 Looked up by key: an answer that is kept is returned; one that another call is waiting for is waited for too; else
 the call computes it, as the flight that others may join. A flight belongs to nobody: it goes on as long as one
-call waits for it, whoever began it.
+call waits for it, whoever began it (`backends.flights`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from backends.flights import Flight, Flights
 from gateway.openai.errors import ApiError
 from gateway.runtime import Runtime
 from policies.calls import Call, Outcome, Source
@@ -30,13 +30,6 @@ class Kept(Protocol[KeyIn_contra, T]):
     def get(self, key: KeyIn_contra) -> T | None: ...
 
     def put(self, key: KeyIn_contra, value: T) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class _Flight(Generic[T]):
-    leader: str
-    task: asyncio.Task[T]
-    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +55,7 @@ class Recall(Generic[K, T]):
         self._kept = kept
         self._outcome = outcome
         self._keep = keep
-        self._flights: dict[K, _Flight[T]] = {}
+        self._flights = Flights[K, T, str]()  # each says which call leads it
 
     async def get(self, key: K, call: Call, compute: Callable[[Call], Awaitable[T]]) -> Recalled[T]:
         """The answer for a key. The scheduler hears of the call in each case."""
@@ -73,15 +66,15 @@ class Recall(Generic[K, T]):
         flight = self._flights.get(key)
         if flight is not None:
             return await self._join(flight, key, call, compute)
-        flight = self._flights[key] = _Flight(call.id, asyncio.create_task(self._fly(key, call, compute)))
-        return Recalled(value=await self._wait(key, flight), cache="miss")
+        flight = self._flights.begin(key, call.id, self._fly(key, call, compute))
+        return Recalled(value=await self._flights.wait(key, flight), cache="miss")
 
     async def _join(
-        self, flight: _Flight[T], key: K, call: Call, compute: Callable[[Call], Awaitable[T]]
+        self, flight: Flight[T, str], key: K, call: Call, compute: Callable[[Call], Awaitable[T]]
     ) -> Recalled[T]:
-        async with self._runtime.follow(call, flight.leader) as ticket:
+        async with self._runtime.follow(call, flight.about) as ticket:
             try:
-                value = await self._wait(key, flight)
+                value = await self._flights.wait(key, flight)
             except ApiError as error:
                 if error.code not in REFUSALS:  # what broke the leader's would break this one too
                     raise
@@ -90,27 +83,8 @@ class Recall(Generic[K, T]):
                 return Recalled(value=value, cache="joined")
         return await self.get(key, call, compute)  # one of those who waited leads now, the others join it
 
-    async def _wait(self, key: K, flight: _Flight[T]) -> T:
-        """Wait without owning: the last one to go takes the flight down with it."""
-        flight.waiting += 1
-        try:
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                self._land(key, flight)  # at once: whoever comes now must not join what is being cancelled
-                flight.task.cancel()
-
-    def _land(self, key: K, flight: _Flight[T] | None) -> None:
-        if self._flights.get(key) is flight:
-            self._flights.pop(key, None)
-
     async def _fly(self, key: K, call: Call, compute: Callable[[Call], Awaitable[T]]) -> T:
-        flight = self._flights.get(key)
-        try:
-            value = await compute(call)
-        finally:
-            self._land(key, flight)
+        value = await compute(call)
         if self._keep(value):
             self._kept.put(key, value)
         return value

@@ -8,6 +8,8 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from policies.greedydual import GreedyDual
+
 ENTRY_COST: Final = 1000
 """Bytes that an artifact costs beside its value: names, tags, places in the indexes. Measured roughly, upward."""
 
@@ -67,102 +69,86 @@ class Worth:
         return head.cost > self.fetch + self.byte * head.size
 
 
-@dataclass(slots=True)
-class _Record:
-    head: Head
-    uses: int
-    value: float
-
-
 class Shelf:
-    """Which artifacts are kept in so many bytes: those that save the most time for their size.
-
-    GreedyDual-Size with frequency (Cherkasova 1998): an artifact is worth `age + uses x cost / bytes`, the one worth
-    the least goes first, and `age` becomes what that one was worth: so that what was precious once, and is not asked
-    for any more, goes in the end. A newcomer that is worth less than everything it would displace is not taken in.
-    """
+    """Which artifacts are kept in so many bytes: those that save the most time for their size (`GreedyDual`), as long
+    as they last."""
 
     def __init__(self, max_bytes: int, worth: Worth | None = None) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
         self._worth = worth or Worth()
-        self._age = 0.0
-        self._count = 0
-        self._records: dict[Name, _Record] = {}
-        self._least: list[tuple[float, int, Name]] = []  # lower bounds of what records are worth, one each or more
+        self._kept = GreedyDual[Name](max_bytes)
+        self._heads: dict[Name, Head] = {}
         self._ends: list[tuple[float, int, Name]] = []
+        self._count = 0
         self._tagged: dict[tuple[str, str], set[Name]] = {}
         self._listed: dict[tuple[str, tuple[str, ...]], set[Name]] = {}
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._heads)
 
     def __contains__(self, name: Name) -> bool:
-        return name in self._records
+        return name in self._heads
 
     def __iter__(self) -> Iterator[Name]:
-        return iter(self._records)
+        return iter(self._heads)
+
+    @property
+    def max_bytes(self) -> int:
+        return self._kept.max_bytes
+
+    @property
+    def bytes(self) -> int:
+        return self._kept.bytes
+
+    @property
+    def places(self) -> int:
+        """How many places it keeps in memory, those among them that are void."""
+        return self._kept.places + len(self._ends)
 
     def use(self, name: Name) -> Head | None:
         """The head of an artifact that is asked for. It may have expired: see `expired`."""
-        record = self._records.get(name)
-        if record is None:
-            return None
-        record.uses += 1
-        record.value = self._value(record)
-        return record.head
+        head = self._heads.get(name)
+        if head is not None:
+            self._kept.use(name)
+        return head
 
     def put(self, head: Head) -> list[Name] | None:
         """Take an artifact in, in the place of one of its name; returns those that have to go for it.
 
         None: it is not worth its place, and one of its name that was there is gone too.
         """
-        old = self._records.get(head.name)
-        self.drop(head.name)
-        if not self._worth.keeps(head) or (room := self._room(head)) is None:
-            return None
-        record = _Record(head, uses=1 + (old.uses if old else 0), value=0.0)
-        record.value = self._value(record)
-        victims = self._victims(-room, record.value)
-        if victims is None:
-            self._age = max(self._age, record.value)
-            return None
-        for name in victims:
-            self._age = max(self._age, self._records[name].value)
+        name = head.name
+        if not self._worth.keeps(head):
             self.drop(name)
-        self._add(record)
-        return victims
+            return None
+        self._strike(name)
+        gone = self._kept.put(name, head.size + ENTRY_COST, head.cost)
+        if gone is None:
+            return None
+        for other in gone:
+            self._strike(other)
+        self._enter(head)
+        return gone
 
     def drop(self, name: Name) -> bool:
         """Forget one artifact; whether it was there."""
-        record = self._records.pop(name, None)
-        if record is None:
-            return False
-        head = record.head
-        self.bytes -= _bytes(head)
-        for tag in head.tags:
-            _take(self._tagged, (name.tenant, tag), name)
-        if head.listed:
-            _take(self._listed, (name.tenant, name.scope), name)
-        self._tidy()
-        return True
+        self._strike(name)
+        return self._kept.drop(name)
 
     def clear(self) -> None:
         """Forget all of them."""
-        self._records.clear()
-        self._least.clear()
+        self._kept.clear()
+        self._heads.clear()
         self._ends.clear()
         self._tagged.clear()
         self._listed.clear()
-        self.bytes = 0
 
     def expired(self, now: float) -> list[Name]:
         """Forget the artifacts whose time is over; returns their names."""
         gone = []
         while self._ends and self._ends[0][0] <= now:
             ends, _, name = heapq.heappop(self._ends)
-            record = self._records.get(name)
-            if record is not None and record.head.expires == ends and self.drop(name):
+            head = self._heads.get(name)
+            if head is not None and head.expires == ends and self.drop(name):
                 gone.append(name)
         return gone
 
@@ -172,45 +158,12 @@ class Shelf:
 
     def listed(self, tenant: str, scope: tuple[str, ...]) -> list[Head]:
         """The artifacts that stand in the list of a scope."""
-        return [self._records[name].head for name in self._listed.get((tenant, scope), ())]
+        return [self._heads[name] for name in self._listed.get((tenant, scope), ())]
 
-    def _value(self, record: _Record) -> float:
-        return self._age + record.uses * record.head.cost / _bytes(record.head)
-
-    def _room(self, head: Head) -> int | None:
-        """Bytes that are left once it is there; None where it would not fit into the empty shelf."""
-        size = _bytes(head)
-        return None if size > self.max_bytes else self.max_bytes - self.bytes - size
-
-    def _victims(self, needed: int, value: float) -> list[Name] | None:
-        """Those worth the least, until so many bytes come free; None as soon as one is worth more than `value`."""
-        victims: list[Name] = []
-        popped: list[tuple[float, int, Name]] = []
-        seen: set[Name] = set()
-        while needed > 0:
-            bound, _, name = entry = heapq.heappop(self._least)
-            record = self._records.get(name)
-            if record is None or name in seen:
-                continue
-            if record.value > bound:
-                self._push(record)
-                continue
-            popped.append(entry)
-            if record.value > value:
-                break
-            seen.add(name)
-            victims.append(name)
-            needed -= _bytes(record.head)
-        for entry in popped:
-            heapq.heappush(self._least, entry)
-        return victims if needed <= 0 else None
-
-    def _add(self, record: _Record) -> None:
-        head = record.head
+    def _enter(self, head: Head) -> None:
+        """Put an artifact into the indexes."""
         name = head.name
-        self._records[name] = record
-        self.bytes += _bytes(head)
-        self._push(record)
+        self._heads[name] = head
         self._count += 1
         heapq.heappush(self._ends, (head.expires, self._count, name))
         for tag in head.tags:
@@ -218,20 +171,19 @@ class Shelf:
         if head.listed:
             self._listed.setdefault((name.tenant, name.scope), set()).add(name)
 
-    def _push(self, record: _Record) -> None:
-        self._count += 1
-        heapq.heappush(self._least, (record.value, self._count, record.head.name))
-
-    def _tidy(self) -> None:
-        """Rebuild the heaps when most of what they hold is gone."""
-        most = 2 * len(self._records) + 64
-        if len(self._least) > most or len(self._ends) > most:
-            records = list(self._records.values())
-            self._least = [(record.value, at, record.head.name) for at, record in enumerate(records)]
-            self._ends = [(record.head.expires, at, record.head.name) for at, record in enumerate(records)]
-            heapq.heapify(self._least)
+    def _strike(self, name: Name) -> None:
+        """Take an artifact out of the indexes, if it is there."""
+        head = self._heads.pop(name, None)
+        if head is None:
+            return
+        for tag in head.tags:
+            _take(self._tagged, (name.tenant, tag), name)
+        if head.listed:
+            _take(self._listed, (name.tenant, name.scope), name)
+        if len(self._ends) > 2 * len(self._heads) + 64:
+            self._ends = [(one.expires, at, one.name) for at, one in enumerate(self._heads.values())]
             heapq.heapify(self._ends)
-            self._count = max(self._count, len(records))
+            self._count = max(self._count, len(self._ends))
 
 
 @dataclass(slots=True)
@@ -265,10 +217,6 @@ class Changes:
     def since(self, mark: int, things: Iterable[Hashable]) -> bool:
         """Whether any of these may have changed after the mark was taken."""
         return mark < self._floor or any(self._last.get(thing, 0) > mark for thing in things)
-
-
-def _bytes(head: Head) -> int:
-    return head.size + ENTRY_COST
 
 
 def _take(index: dict[K, set[Name]], at: K, name: Name) -> None:

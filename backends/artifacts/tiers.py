@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from backends.artifacts.memory import MemoryTier
 from backends.artifacts.news import INLINE_MOST, Dropped, Invalidated, News, Published, Reset
 from backends.artifacts.shared import Counts, Shared
 from backends.artifacts.tier import Mark, ScopeFull
+from backends.flights import Flights
 from policies.artifacts import Artifact, Head, Name
 
 Source = Literal["memory", "redis", "joined", "computed"]
@@ -40,11 +41,11 @@ class Got:
 
 
 @dataclass(slots=True, eq=False)
-class _Flight:
+class _Basis:
+    """What a computation goes by, and whether that changed meanwhile."""
+
     tenant: str
     tags: frozenset[str]
-    task: asyncio.Task[Got] = field(init=False)
-    waiting: int = 0
     void: bool = False
 
 
@@ -61,7 +62,7 @@ class Artifacts:
         self.shared = shared
         self.now = clock
         self._counts = counts
-        self._flights: dict[Name, _Flight] = {}
+        self._flights = Flights[Name, Got, _Basis]()
         self._behind: set[asyncio.Task[None]] = set()
         self._watchers: list[Callable[[News], None]] = []
         if shared is not None:
@@ -74,7 +75,7 @@ class Artifacts:
 
     async def aclose(self) -> None:
         """End everything that was begun here."""
-        tasks = [*self._behind, *(flight.task for flight in self._flights.values())]
+        tasks = [*self._behind, *(flight.task for _, flight in self._flights)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -112,9 +113,9 @@ class Artifacts:
         flight = self._flights.get(recipe.name)
         joined = flight is not None
         if flight is None:
-            flight = self._flights[recipe.name] = _Flight(recipe.name.tenant, frozenset(recipe.tags))
-            flight.task = asyncio.create_task(self._fly(recipe, compute, flight), name="artifact")
-        got = await self._wait(recipe.name, flight)
+            basis = _Basis(recipe.name.tenant, frozenset(recipe.tags))
+            flight = self._flights.begin(recipe.name, basis, self._fly(recipe, compute, basis))
+        got = await self._flights.wait(recipe.name, flight)
         return Got(got.artifact, "joined") if joined else got
 
     async def publish(self, artifact: Artifact) -> tuple[bool, bool]:
@@ -167,35 +168,21 @@ class Artifacts:
         with contextlib.suppress(ScopeFull):
             await self.memory.put(artifact, mark)
 
-    async def _wait(self, name: Name, flight: _Flight) -> Got:
-        """Wait without owning: the last one to go takes the flight down with it."""
-        flight.waiting += 1
-        try:
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                self._land(name, flight)  # at once: whoever comes now must not join what is being cancelled
-                flight.task.cancel()
-
-    async def _fly(self, recipe: Recipe, compute: Callable[[], Awaitable[bytes]], flight: _Flight) -> Got:
+    async def _fly(self, recipe: Recipe, compute: Callable[[], Awaitable[bytes]], basis: _Basis) -> Got:
         name = recipe.name
-        try:
-            remember = await self.memory.mark(name.tenant, recipe.tags)
-            found, mark = await self.shared.find(name, recipe.tags) if self.shared is not None else (None, None)
-            if found is not None:
-                await self._remember(found, remember)
-                return Got(found, "redis")
-            began = time.monotonic()
-            value = await compute()
-            artifact = self._made(recipe, value, time.monotonic() - began)
-            if not flight.void:
-                await self._remember(artifact, remember)
-                if self.shared is not None and len(self._behind) < _BEHIND_MOST:
-                    self._run_behind(self.shared.keep(artifact, mark))
-            return Got(artifact, "computed")
-        finally:
-            self._land(name, flight)
+        remember = await self.memory.mark(name.tenant, recipe.tags)
+        found, mark = await self.shared.find(name, recipe.tags) if self.shared is not None else (None, None)
+        if found is not None:
+            await self._remember(found, remember)
+            return Got(found, "redis")
+        began = time.monotonic()
+        value = await compute()
+        artifact = self._made(recipe, value, time.monotonic() - began)
+        if not basis.void:
+            await self._remember(artifact, remember)
+            if self.shared is not None and len(self._behind) < _BEHIND_MOST:
+                self._run_behind(self.shared.keep(artifact, mark))
+        return Got(artifact, "computed")
 
     def _made(self, recipe: Recipe, value: bytes, cost: float) -> Artifact:
         now = self.now()
@@ -211,10 +198,6 @@ class Artifacts:
         )
         return Artifact(head, value)
 
-    def _land(self, name: Name, flight: _Flight) -> None:
-        if self._flights.get(name) is flight:
-            del self._flights[name]
-
     def _run_behind(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="artifact to Redis")
         self._behind.add(task)
@@ -223,17 +206,17 @@ class Artifacts:
     def _ground(self, *names: Name) -> None:
         """Nobody joins these computations any more, and nobody keeps what they give."""
         for name in names:
-            flight = self._flights.pop(name, None)
+            flight = self._flights.part(name)
             if flight is not None:
-                flight.void = True
+                flight.about.void = True
 
     async def _forget(self, name: Name) -> bool:
         self._ground(name)
         return await self.memory.drop(name)
 
     async def _void(self, tenant: str, tags: Collection[str]) -> None:
-        flights = self._flights.items()
-        self._ground(*[name for name, flight in flights if flight.tenant == tenant and flight.tags & set(tags)])
+        bases = [(name, flight.about) for name, flight in self._flights]
+        self._ground(*[name for name, basis in bases if basis.tenant == tenant and basis.tags & set(tags)])
         await self.memory.drop_by_tag(tenant, tags)
 
     async def _heard(self, news: News) -> None:
@@ -246,7 +229,7 @@ class Artifacts:
             case Invalidated(tenant, tags):
                 await self._void(tenant, tags)
             case Reset():
-                self._ground(*self._flights)
+                self._ground(*[name for name, _ in self._flights])
                 # What Redis was not told of is known here alone: it is newer than anything that was missed.
                 assert self.shared is not None
                 await self.memory.keep_only(self.shared.untold.names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.sql.cache import ExactTexts, ResultCache, ResultKey, generation
+from bench.sql import Latest
 from policies.sql import Statement
 
 KEY = ResultKey(tenant="a", database="d", generation=(1, 2, 3, 4), canonical="SELECT 1", limit=10, max_bytes=100)
@@ -60,7 +60,7 @@ def test_what_is_cheaper_to_run_again_than_what_would_go_for_it_is_not_kept(size
         cache.put(_key(number), b"x" * 100, seconds=0.1 * (number + 1) ** 3)
     cache.put(_key(3), b"x" * size, seconds=seconds)
     assert _kept(cache, 4) == [0, 1, 2]
-    assert (cache.declined, cache.evictions, cache.bytes) == (1, 0, 1500)
+    assert (cache.declined, cache.evictions, cache.used) == (1, 0, 1500)
 
 
 def test_what_nobody_wants_any_more_goes_however_dear_it_was() -> None:
@@ -76,7 +76,7 @@ def test_more_seconds_are_saved_than_by_keeping_what_was_used_last() -> None:
     rng = random.Random(1)
     queries = [(_key(number), b"x" * rng.randrange(80, 20_000), rng.expovariate(100)) for number in range(100)]
     bound = sum(len(result) for _, result, _ in queries) // 10
-    caches: list[ResultCache | _Latest] = [ResultCache(bound), _Latest(bound)]
+    caches: list[ResultCache | Latest] = [ResultCache(bound), Latest(bound)]
     saved = [0.0, 0.0]
     for key, result, seconds in rng.choices(queries, [1 / (rank + 1) for rank in range(100)], k=3000):
         for place, kept in enumerate(caches):
@@ -92,7 +92,7 @@ def test_a_result_above_the_bound_is_not_kept_and_drops_its_older_self() -> None
     cache.put(KEY, b"small", seconds=1)
     cache.put(KEY, b"x" * 1000, seconds=1)
     assert cache.get(KEY) is None
-    assert (len(cache), cache.bytes) == (0, 0)
+    assert (len(cache), cache.used) == (0, 0)
 
 
 @given(
@@ -103,29 +103,10 @@ def test_the_bound_in_bytes_holds_whatever_is_put(puts: list[tuple[int, int, flo
     cache = ResultCache(bound)
     for number, size, seconds in puts:
         cache.put(_key(number), b"x" * size, seconds=seconds)
-        assert 0 <= cache.bytes <= bound
+        assert 0 <= cache.used <= bound
         kept = cache.get(_key(number))
         assert kept is None or len(kept) == size
-    assert (cache.bytes == 0) == (len(cache) == 0)
-
-
-class _Latest:
-    """Keeps what was used last, in the same bytes."""
-
-    def __init__(self, most: int) -> None:
-        self._left = most
-        self._results: OrderedDict[ResultKey, bytes] = OrderedDict()
-
-    def get(self, key: ResultKey) -> bytes | None:
-        if key in self._results:
-            self._results.move_to_end(key)
-        return self._results.get(key)
-
-    def put(self, key: ResultKey, result: bytes, *, seconds: float) -> None:
-        self._results[key] = result
-        self._left -= len(result)
-        while self._left < 0:
-            self._left += len(self._results.popitem(last=False)[1])
+    assert (cache.used == 0) == (len(cache) == 0)
 
 
 def _kept(cache: ResultCache, most: int) -> list[int]:
