@@ -112,7 +112,7 @@ class Advances:
 
         One that is used by now does not: somebody waits for it, too.
         """
-        if not isinstance(event, Arrived) or event.recalled or event.call.kind != "sql":
+        if not isinstance(event, Arrived) or event.call.kind != "sql":
             return
         if any(isinstance(action, Start | Refused) and action.call == event.call.id for action in actions):
             return

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from gateway.journal import Step
 from policies.blueprint import Blueprint
-from policies.calls import Call
+from policies.calls import Call, Outcome
 from policies.events import (
     Arrived,
     Drained,
@@ -21,6 +21,7 @@ from policies.events import (
     Finished,
     Joined,
     Left,
+    Recalled,
     Refused,
     Retire,
     Start,
@@ -89,16 +90,18 @@ class Incident:
 
     def _hear(self, step: Step) -> None:
         match step.event:
-            case Arrived(call=call, recalled=recalled):
+            case Arrived(call=call):
                 self._arrive(call, step.at)
-                if not recalled:
-                    self._queue(call)
+                self._queue(call)
+            case Recalled(call=call, outcome=outcome):
+                self._arrive(call, step.at)
+                self._finish(call.id, outcome, step.at)
             case Joined(call=call):
                 self._arrive(call, step.at)
             case Left(call=name):
                 self._end(name, "left")
             case Finished():
-                self._finish(step.event, step.at)
+                self._finish(step.event.call, step.event.outcome, step.at)
             case Failed():
                 self._fail(step.event)
             case EngineUp(engine=engine):
@@ -132,14 +135,14 @@ class Incident:
         if call is not None:
             self._runs[call.tenant, call.workflow, call.run].refused = True
 
-    def _finish(self, finished: Finished, at: float) -> None:
-        source = finished.outcome.source
-        call = self._end(finished.call, "answered" if source == "engine" else f"answered from {source}")
+    def _finish(self, name: str, outcome: Outcome, at: float) -> None:
+        source = outcome.source
+        call = self._end(name, "answered" if source == "engine" else f"answered from {source}")
         if call is None:
             return
         self._runs[call.tenant, call.workflow, call.run].answered = at
         if source == "engine":
-            self.waits[call.stage, call.pool].served.append(finished.outcome.total)
+            self.waits[call.stage, call.pool].served.append(outcome.total)
 
     def _fail(self, failed: Failed) -> None:
         call = self._calls.get(failed.call)

@@ -15,7 +15,7 @@ from policies import events
 from policies.blueprint import Blueprint
 from policies.events import Action, Event
 
-VERSION = 1
+VERSION = 2
 HELD_MOST = 256 * 1024
 """Bytes of steps that wait for the next flush; more are written at once."""
 _log = logging.getLogger("cortex.journal")
@@ -24,6 +24,7 @@ _EVENTS: Mapping[str, TypeAdapter[Event]] = {
     for kind in (
         events.Arrived,
         events.Joined,
+        events.Recalled,
         events.Left,
         events.FirstToken,
         events.Finished,

@@ -10,7 +10,7 @@ from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from policies.events import Action, Event, Failed, Finished, Refused, Start
+from policies.events import Action, Event, Failed, Finished, Recalled, Refused, Start
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -96,7 +96,7 @@ class Metrics:
     def watch(self, event: Event, actions: list[Action]) -> None:
         """Count what the dispatcher was told and decided."""
         match event:
-            case Finished():
+            case Finished() | Recalled():
                 self._end(event.outcome.fate, event.outcome.source).inc()
             case Failed():
                 self._failures.labels(event.trouble).inc()

@@ -29,6 +29,7 @@ from policies.events import (
     Launch,
     Left,
     Reason,
+    Recalled,
     Refused,
     Retire,
     Scaled,
@@ -226,8 +227,7 @@ class Runtime:
 
     def recalled(self, call: Call, outcome: Outcome) -> None:
         """Let the run's position advance by a call whose answer was known already."""
-        self.handle(Arrived(call=call, recalled=True))
-        self.handle(Finished(call=call.id, attempt=None, outcome=outcome))
+        self.handle(Recalled(call=call, outcome=outcome))
 
     # --- engines ----------------------------------------------------------------------------------------------
 

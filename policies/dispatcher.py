@@ -8,11 +8,11 @@ following another call. Each way out of a place gives back what the place held.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from policies.alarm import Alarm
 from policies.calls import Call, Fate, Outcome
 from policies.catalog import Policies
 from policies.events import (
@@ -27,11 +27,11 @@ from policies.events import (
     Joined,
     Left,
     Reason,
+    Recalled,
     Refused,
     Reported,
     Retire,
     Start,
-    Wake,
     Woken,
 )
 from policies.fleet import Fleet, FleetEvent, groups
@@ -103,7 +103,7 @@ class Dispatcher:
         self._groups = groups(self.fleet.borrowers)
         self._order = 0
         self._attempt = 0
-        self._wake_at: float | None = None
+        self._alarm = Alarm(self.fleet, self._reviews)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take in one event and say what is to be done because of it. `now` never goes back."""
@@ -114,6 +114,8 @@ class Dispatcher:
                 touched = self._arrived(event, now, out)
             case Joined():
                 touched = self._joined(event, now)
+            case Recalled():
+                touched = self._recalled(event, now)
             case FirstToken():
                 touched = self._first_token(event, now)
             case Finished():
@@ -132,8 +134,7 @@ class Dispatcher:
         for action in out:
             if isinstance(action, Retire):
                 self.prefixes.drop_engine(action.engine)
-        if self._reviews.needed and self._calls and self._reviews.next_at(now) < (self._wake_at or math.inf):
-            self._plan_wake(now, out)
+        out += self._alarm.hasten(now, busy=bool(self._calls))
         return out
 
     # --- what is known from outside -------------------------------------------------------------------------
@@ -169,8 +170,6 @@ class Dispatcher:
     def _arrived(self, event: Arrived, now: float, out: list[Action]) -> Sequence[str]:
         call = event.call
         tracked = self._enter(call, now)
-        if event.recalled:
-            return ()
         estimate = self.profiles.estimate(call, tracked.visit)
         if self.fleet.stranded(call.pool):
             return self._refuse(tracked, "no_engine", self.profiles.mean_service(call.pool), now, out)
@@ -203,6 +202,11 @@ class Dispatcher:
         priority = self._policies[leader.call.pool].priority
         estimate = self.profiles.estimate(event.call, tracked.visit)
         return self._lines.follow(leader.entry, priority.key(event.call, estimate, self._view(tracked), now), now)
+
+    def _recalled(self, event: Recalled, now: float) -> Sequence[str]:
+        call = event.call
+        run, visit = self.runs.enter(call, self._workflows.get(call.workflow), now)
+        return self._moved_on(Tracked(call=call, run=run, visit=visit), event.outcome.fate, now, event.outcome)
 
     def _first_token(self, event: FirstToken, now: float) -> Sequence[str]:
         tracked = self._current(event.call, event.attempt)
@@ -260,7 +264,7 @@ class Dispatcher:
             waits = self.fleet.untried(pool, tracked.entry.tried, now)
             more = self._lines.push([tracked.entry], now) if waits else self._give_up(tracked.entry, now, out)
             touched = (*touched, *more)
-        self._plan_wake(now, out)
+        out += self._alarm.plan(now, busy=bool(self._calls))
         return touched
 
     def _left(self, event: Left, now: float, out: list[Action]) -> Sequence[str]:
@@ -288,12 +292,16 @@ class Dispatcher:
         """Let go of a call that has ended, or never began; returns the pools in which others may queue because of
         it.
         """
+        del self._calls[tracked.call.id]
+        self.tenants.went(tracked.call.tenant, tracked.served)
+        had = outcome if outcome is not None else Outcome(fate="cancelled")
+        return self._moved_on(tracked, fate, now, had)
+
+    def _moved_on(self, tracked: Tracked, fate: Fate | None, now: float, had: Outcome) -> Sequence[str]:
+        """A run has one open call less."""
         call, run = tracked.call, tracked.run
-        del self._calls[call.id]
-        self.tenants.went(call.tenant, tracked.served)
         workflow = self._workflows.get(call.workflow)
         last = workflow is not None and call.stage in workflow.stages and workflow.ends(call.stage) >= 1.0
-        had = outcome if outcome is not None else Outcome(fate="cancelled")
         self.runs.leave(
             call,
             fate,
@@ -304,10 +312,8 @@ class Dispatcher:
             tokens=had.prompt_tokens + had.output_tokens,
         )
         hurried = self._hurry_the_last(run, now)
-        return (
-            *hurried,
-            *self._lines.ended(tracked.entry, run, now, over=run.key not in self.runs, kept=tracked.kept),
-        )
+        over = run.key not in self.runs
+        return (*hurried, *self._lines.ended(tracked.entry, run, now, over=over, kept=tracked.kept))
 
     def _refuse(
         self, tracked: Tracked, reason: Reason, retry_after: float | None, now: float, out: list[Action]
@@ -408,7 +414,7 @@ class Dispatcher:
     def _reported(self, event: Reported, now: float, out: list[Action]) -> Sequence[str]:
         self.fleet.reported(event, now)
         if not event.alive:  # it may be left out for a while
-            self._plan_wake(now, out)
+            out += self._alarm.plan(now, busy=bool(self._calls))
         engine = self.fleet.get(event.engine)
         return () if engine is None else self.fleet.borrowers[engine.pool]
 
@@ -416,13 +422,13 @@ class Dispatcher:
         if isinstance(event, EngineUp) and self.fleet.get(event.engine) is not None:
             self.prefixes.add_engine(event.engine, event.limits.kv_tokens)
         if isinstance(event, Woken):
-            self._wake_at = None
+            self._alarm.rang()
             self._lines.release(self._reviews.held(self.fleet, now), now)
         out += self.fleet.handle(event, now)
         if isinstance(event, EngineUp):
             self._reviews.joined(self.fleet, event.engine)
         refused = self._refuse_stranded(now, out)
-        self._plan_wake(now, out)
+        out += self._alarm.plan(now, busy=bool(self._calls))
         return (*self._specs, *refused)
 
     def _refuse_stranded(self, now: float, out: list[Action]) -> Sequence[str]:
@@ -435,16 +441,3 @@ class Dispatcher:
                     self._lines.take(entry)
                     touched += self._refuse(self._calls[entry.call.id], "no_engine", 1.0, now, out)
         return touched
-
-    def _plan_wake(self, now: float, out: list[Action]) -> None:
-        """Ask to be woken when the fleet has something to try again or a review is due; failures, the fleet's own
-        events and reviews change when that is."""
-        review = self._reviews.next_at(now) if self._calls and self._reviews.needed else math.inf
-        turn = self.fleet.next_turn(now)
-        at = review if turn is None else min(review, turn)
-        if at == math.inf:
-            self._wake_at = None
-            return
-        if at != self._wake_at:
-            out.append(Wake(at=at))
-        self._wake_at = at

@@ -13,10 +13,17 @@ Reason = Literal["queue_full", "late", "no_engine", "refused", "broken", "timeou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """A call wants service. `recalled`: its answer is known already, so it is tracked but never queued."""
+    """A call wants service."""
 
     call: Call
-    recalled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled:
+    """A call came and went whose answer was known already: its run moves on, and nothing was queued."""
+
+    call: Call
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +117,7 @@ class Woken:
 Event = (
     Arrived
     | Joined
+    | Recalled
     | Left
     | FirstToken
     | Finished

@@ -16,7 +16,7 @@ from gateway.journal import Journal, JournalError, recorded
 from gateway.whatif import assigned
 from policies.calls import Call, Outcome
 from policies.catalog import Named
-from policies.events import Action, Arrived, Drained, EngineUp, Event, Failed, Finished, Joined, Scaled, Start
+from policies.events import Action, Arrived, Drained, EngineUp, Event, Failed, Joined, Recalled, Scaled, Start
 from simulator.driver import simulate
 from simulator.workload import RunPlan
 from simulator.world import Fault
@@ -96,9 +96,8 @@ def test_calls_that_share_an_answer_and_engines_that_are_drained_are_told(
     leader = Call(id="leader", pool="db", run="one", stage="ask", kind="sql", arrived=1.0)
     started = [action for action in tell(Arrived(call=leader), 1.0) if isinstance(action, Start)]
     tell(Joined(call=replace(leader, id="follower", run="two"), leader="leader"), 1.5)
-    tell(Arrived(call=replace(leader, id="known", run="three"), recalled=True), 1.6)
-    known = Outcome(fate="ok", source="cache")
-    tell(Finished(call="known", attempt=None, outcome=known), 1.7)
+    known = replace(leader, id="known", run="three")
+    tell(Recalled(call=known, outcome=Outcome(fate="ok", source="cache")), 1.6)
     tell(Drained(engine="db/0"), 2.0)
     tell(Failed(call="leader", attempt=started[0].attempt, trouble="broken", final=True), 3.0)
     journal.close()
@@ -224,12 +223,12 @@ def test_a_line_that_was_cut_off_is_mentioned_and_left_out(
     ("text", "said"),
     [
         (b"", "is empty"),
-        (b'{"cortex": 1, "blue', "its first line is cut off, so there is nothing to replay"),
+        (b'{"cortex": 2, "blue', "its first line is cut off, so there is nothing to replay"),
         (b"pools: {}\n", "is no journal of a gateway"),
         (b"[]\n", "is no journal of a gateway"),
-        (b'{"cortex": 9, "blueprint": {}}\n', "is a journal of version 9, and version 1 is needed"),
-        (b'{"cortex": 1, "blueprint": {}}\n', "its header does not fit this version of the scheduler, at pools"),
-        (b'{"cortex": 1}\n', "its header does not fit this version of the scheduler, at blueprint"),
+        (b'{"cortex": 9, "blueprint": {}}\n', "is a journal of version 9, and version 2 is needed"),
+        (b'{"cortex": 2, "blueprint": {}}\n', "its header does not fit this version of the scheduler, at pools"),
+        (b'{"cortex": 2}\n', "its header does not fit this version of the scheduler, at blueprint"),
     ],
 )
 def test_a_file_that_is_no_journal_is_one_line(

@@ -31,6 +31,7 @@ from policies.events import (
     Launch,
     Left,
     Reason,
+    Recalled,
     Refused,
     Reported,
     Retire,
@@ -188,8 +189,7 @@ class Life:
         self.feed(Joined(call=self._new_call(rng), leader=leader))
 
     def _recall(self, rng: Random) -> None:
-        self.feed(Arrived(call=(call := self._new_call(rng)), recalled=True))
-        self.feed(Finished(call=call.id, attempt=None, outcome=Outcome(fate="ok", source="cache")))
+        self.feed(Recalled(call=self._new_call(rng), outcome=Outcome(fate="ok", source="cache")))
 
     def _answer(self, rng: Random) -> None:
         if self.running:
@@ -269,7 +269,10 @@ class Life:
     def _note_event(self, event: Event) -> None:
         match event:
             case Arrived():
-                (self.aside if event.recalled else self.waiting).add(event.call.id)
+                self.waiting.add(event.call.id)
+            case Recalled():
+                self.aside.add(event.call.id)
+                self._over(event.call.id)
             case Joined():
                 self.aside.add(event.call.id)
             case Left() | Finished(attempt=None):

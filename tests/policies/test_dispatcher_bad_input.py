@@ -11,7 +11,7 @@ import pytest
 from policies.calls import Call, Outcome
 from policies.catalog import Named, PolicySet
 from policies.dispatcher import Limits
-from policies.events import Arrived, Finished, FirstToken, Refused, Reported, Start, Wake, Woken
+from policies.events import Arrived, Finished, FirstToken, Joined, Recalled, Refused, Reported, Start, Wake, Woken
 from policies.tenants import LIMIT as TENANTS
 from policies.workflow import Edge, Stage, Workflow
 from tests.policies.making import Desk, a_call, a_desk, a_pool, nl2sql
@@ -92,11 +92,13 @@ def test_a_call_whose_deadline_is_past_is_served_after_those_in_time(budget: flo
 def test_runs_and_tenants_without_end_cost_a_dispatcher_no_memory() -> None:
     desk = a_desk(limits=Limits(runs=500, run_idle=60.0))
     handle, runs = desk.dispatcher.handle, desk.dispatcher.runs
-    answered = Finished(call="c", attempt=None, outcome=Outcome(fate="ok", source="cache"))
+    answered = Outcome(fate="ok", source="cache")
     for number in range(100_000):
         name = str(number)
-        handle(Arrived(call=Call(id="c", pool="p", run=name, tenant=name, arrived=0.0), recalled=True), 0.0)
-        handle(answered, 0.0)
+        call = Call(id="c", pool="p", run=name, tenant=name, arrived=0.0)
+        handle(Recalled(call=call, outcome=answered), 0.0)
+        handle(Joined(call=call, leader="nobody"), 0.0)
+        handle(Finished(call="c", attempt=None, outcome=answered), 0.0)
         assert len(runs) <= 500
     assert desk.dispatcher.calls == 0
     assert len(desk.dispatcher.tenants) <= TENANTS

@@ -7,7 +7,6 @@ from policies.catalog import Named, PolicySet
 from policies.dispatcher import Limits
 from policies.events import (
     Abort,
-    Arrived,
     Drained,
     EngineGone,
     Event,
@@ -18,6 +17,7 @@ from policies.events import (
     Launch,
     Left,
     Reason,
+    Recalled,
     Refused,
     Reported,
     Scaled,
@@ -195,9 +195,8 @@ def test_a_follower_whose_leader_is_refused_comes_again_as_the_first_of_its_run(
 def test_a_recalled_call_moves_its_run_without_taking_a_slot() -> None:
     desk = a_desk()
     started(desk, a_call("running"))
-    assert desk.tell(Arrived(call=a_call("known", run="r", stage="execute"), recalled=True), Start) == []
     outcome = Outcome(fate="empty", source="cache")
-    desk.tell(Finished(call="known", attempt=None, outcome=outcome), Start)
+    assert desk.tell(Recalled(call=a_call("known", run="r", stage="execute"), outcome=outcome), Start) == []
     [run] = [run for run in desk.dispatcher.runs if run.key[2] == "r"]
     assert (run.position, run.fate) == ("execute", "empty")
     assert desk.dispatcher.calls == 1

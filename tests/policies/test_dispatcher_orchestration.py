@@ -17,9 +17,9 @@ from policies.events import (
     Arrived,
     Drained,
     Failed,
-    Finished,
     Joined,
     Left,
+    Recalled,
     Refused,
     Scaled,
     Start,
@@ -178,8 +178,7 @@ def test_a_run_that_ends_by_a_call_that_the_gate_never_saw_frees_its_place(kind:
         last = started(desk, a_call("last", run="r", pool="sql", kind="sql", final=True))
         assert names(desk.finish(last)) == ["parked"]
     else:
-        desk.tell(Arrived(call=a_call("last", run="r", final=True), recalled=True), Start)
-        event = Finished(call="last", attempt=None, outcome=Outcome(fate="ok", source="cache"))
+        event = Recalled(call=a_call("last", run="r", final=True), outcome=Outcome(fate="ok", source="cache"))
         assert names(desk.tell(event, Start)) == ["parked"]
 
 
