@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -30,9 +31,6 @@ class Flights(Generic[K, T, A]):
     def __init__(self) -> None:
         self._by_key: dict[K, Flight[T, A]] = {}
 
-    def __iter__(self) -> Iterator[tuple[K, Flight[T, A]]]:
-        return iter(list(self._by_key.items()))
-
     def get(self, key: K) -> Flight[T, A] | None:
         """The one that whoever comes now may join."""
         flight = self._by_key.get(key)
@@ -46,19 +44,25 @@ class Flights(Generic[K, T, A]):
         return flight
 
     async def wait(self, key: K, flight: Flight[T, A]) -> T:
-        """Wait without owning: the last one to go takes the flight down with it."""
+        """What it has found out, once it has landed."""
+        with self.aboard(key, flight):
+            return await asyncio.shield(flight.task)
+
+    @contextmanager
+    def aboard(self, key: K, flight: Flight[T, A]) -> Iterator[None]:
+        """Wait in the block, without owning: the last one to go takes the flight down with it."""
         flight.waiting += 1
         try:
-            return await asyncio.shield(flight.task)
+            yield
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.task.done():
                 self._land(key, flight)  # at once: whoever comes now must not join what is being cancelled
                 flight.task.cancel()
 
-    def part(self, key: K) -> Flight[T, A] | None:
+    def part(self, key: K) -> None:
         """Nobody joins the flight of this key any more, those who wait for it go on."""
-        return self._by_key.pop(key, None)
+        self._by_key.pop(key, None)
 
     def _land(self, key: K, flight: Flight[T, A]) -> None:
         if self._by_key.get(key) is flight:

@@ -90,7 +90,10 @@ class Advances:
 
     def looked_for(self, pool: str, key: Hashable, *, found: bool) -> None:
         """Somebody wants the result of this key, and has found it or not."""
-        place, mine = (pool, key), _MINE.get()
+        mine = _MINE.get()
+        if mine is None and not self._unused:
+            return
+        place = pool, key
         if mine is not None:
             if not found and place not in self._unused and mine.key is None:
                 mine.key, mine.began = key, self._now()

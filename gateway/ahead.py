@@ -25,6 +25,7 @@ from gateway.openai import sse
 from gateway.openai.errors import ApiError
 from gateway.runtime import Runtime
 from gateway.settings import Config
+from gateway.spare import LEAST
 from gateway.tools import EXECUTE, Desk, Warehouse
 from policies.sql import SqlRefused
 from policies.workflow import Stage, Workflow
@@ -35,7 +36,6 @@ BEGUN_MOST = 2
 """Statements of one call that run ahead: one, and another where what comes after it says otherwise."""
 WORKFLOW = "(ahead)"
 """The workflow and the stage under which statements ahead are told of, and learned from, apart from calls."""
-_LEAST = -8
 
 _log = logging.getLogger("cortex.sql")
 
@@ -204,7 +204,7 @@ class Ahead:
     async def _run(self, asked: Asked, sql: str, database: str) -> None:
         house = self._houses[database]
         try:
-            if self._free(house) and await self._worth_it(house, sql) and self._free(house):
+            if self._free(house) and await self._worth_it(house, asked, sql, database) and self._free(house):
                 await self._advance(house, asked, sql, database)
             else:
                 self._advances.skip()
@@ -218,14 +218,14 @@ class Ahead:
         self._advances.begin(advance)
         try:
             answer = await self._desk.query(self._nobody(asked), sql, database=database, stage=WORKFLOW)
-            kept = answer.status == 200
+            kept = answer.status == 200 and not answer.volatile
         finally:
             self._advances.end(advance, kept=kept)
 
-    async def _worth_it(self, house: Warehouse, sql: str) -> bool:
+    async def _worth_it(self, house: Warehouse, asked: Asked, sql: str, database: str) -> bool:
         """Whether the result could be given to a call. The reader keeps what it has read: the desk reads for free."""
         try:
-            statement = await house.reader.read(sql, house.settings.dialect)
+            statement = await self._desk.read(asked, house, database, sql)
         except SqlRefused:
             return False
         return statement.deterministic and not statement.parameters  # whose values nobody knows
@@ -239,7 +239,7 @@ class Ahead:
     def _nobody(self, asked: Asked) -> Asked:
         """The same client in a run of its own that nobody waits for: the run that asked stays where it is."""
         identity = replace(
-            asked.identity, workflow=WORKFLOW, stage=WORKFLOW, step=0, deadline=None, priority=_LEAST, final=True
+            asked.identity, workflow=WORKFLOW, stage=WORKFLOW, step=0, deadline=None, priority=LEAST, final=True
         )
         return replace(asked, identity=identity, run=f"ahead-{next(self._ids):x}")
 

@@ -89,9 +89,13 @@ class Edge:
     def _check(self, headers: list[tuple[bytes, bytes]]) -> None:
         if len(headers) > self._server.max_header_count:
             raise headers_too_large(f"more than {self._server.max_header_count} headers")
-        if sum(len(name) + len(value) for name, value in headers) > self._server.max_header:
+        size = hosts = 0
+        for name, value in headers:
+            size += len(name) + len(value)
+            hosts += name == b"host"
+        if size > self._server.max_header:
             raise headers_too_large(f"the headers are larger than {self._server.max_header} bytes")
-        if sum(name == b"host" for name, _ in headers) > 1:
+        if hosts > 1:
             raise bad_request("Host: is given twice", param="Host")
 
 

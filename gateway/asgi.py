@@ -7,16 +7,19 @@ Starlette and uvicorn do not tell an endpoint that waits that its client has lef
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from backends.patience import Patience
 from gateway.openai.errors import ApiError, timeout, too_large
 
 BODY_TIMEOUT = 30.0
 """Seconds that a client may take between two pieces of its body."""
+WATCHED_AFTER = 0.005
+"""Seconds for which nobody looks whether the client is still there: most short requests need no watch at all."""
 JSON = ("content-type", "application/json")
 EVENT_STREAM = ("content-type", "text/event-stream; charset=utf-8")
 
@@ -34,57 +37,61 @@ async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes:
             raise too_large(most)
     pieces: list[bytes] = []
     size = 0
-    while True:
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                message = await receive()
-        except TimeoutError:
-            raise timeout("the body did not arrive in time", code="request_timeout") from None
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > most:
-            raise too_large(most)
-        pieces.append(piece)
-        if not message.get("more_body", False):
-            return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+    try:
+        with Patience(BODY_TIMEOUT) as patience:
+            while (message := await receive())["type"] != "http.disconnect":
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > most:
+                    raise too_large(most)
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    return b"".join(pieces) if len(pieces) > 1 else piece
+                patience.renew()
+    except TimeoutError:
+        raise timeout("the body did not arrive in time", code="request_timeout") from None
+    raise ClientLeft
 
 
-@asynccontextmanager
-async def while_present(receive: Receive) -> AsyncIterator[None]:
-    """Run the block while the client is there: its leaving cancels the block and comes out as ClientLeft.
+class while_present:  # noqa: N801 - it reads as what it does
+    """Run a block while the client is there: its leaving cancels the block and comes out as ClientLeft.
 
     For use after the body was read, and to be left before the last byte of the reply is sent: from then on the
-    server says `http.disconnect` for its own reasons. A block that never waits is not watched.
+    server says `http.disconnect` for its own reasons. A block that is over within `WATCHED_AFTER` is not watched.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    left = False
-    watcher: asyncio.Task[None] | None = None
 
-    async def watch() -> None:
-        nonlocal left
-        while (await receive())["type"] != "http.disconnect":
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._receive = receive
+        self._left = False
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._beginning = self._task.get_loop().call_later(WATCHED_AFTER, self._begin)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._beginning.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._left and not self._task.uncancel() and kind is asyncio.CancelledError:
+            raise ClientLeft from None
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.create_task(self._watch(), name="client watch")
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
             pass
-        left = True
-        task.cancel()
+        self._left = True
+        self._task.cancel()
 
-    def begin() -> None:
-        nonlocal watcher
-        watcher = asyncio.create_task(watch(), name="client watch")
 
-    beginning = asyncio.get_running_loop().call_soon(begin)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not left or task.uncancel():
-            raise
-        raise ClientLeft from None
-    finally:
-        beginning.cancel()
-        if watcher is not None:
-            watcher.cancel()
+@lru_cache(maxsize=1024)
+def _raw(name: str) -> bytes:
+    """The name of a header as ASGI has it."""
+    return name.lower().encode("latin-1")
 
 
 class Out:
@@ -98,7 +105,7 @@ class Out:
         self._send = send
         self.started = False
         self.status = 0
-        self.said: Pairs = ()
+        self.said: Callable[[], Pairs] = tuple
         self.last_words: Callable[[ApiError], bytes] = ApiError.sse
 
     async def whole(self, status: int, headers: Pairs, body: bytes) -> None:
@@ -110,7 +117,7 @@ class Out:
         """Send the head."""
         self.started = True
         self.status = status
-        raw = [(name.lower().encode("latin-1"), value.encode("utf-8")) for name, value in headers]
+        raw = [(_raw(name), value.encode("utf-8")) for name, value in headers]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, piece: bytes) -> None:
@@ -126,7 +133,7 @@ class Out:
         if self.started:
             await self.end(self.last_words(error))
         else:
-            await self.whole(error.status, [JSON, *self.said, *headers, *error.headers], error.body())
+            await self.whole(error.status, [JSON, *self.said(), *headers, *error.headers], error.body())
 
     async def json(self, document: object, *, status: int = 200, headers: Pairs = ()) -> None:
         """Send a JSON document."""

@@ -80,7 +80,8 @@ async def begun(
             except BackendError as error:
                 last = error
             else:
-                ticket.first_token(start.attempt)
+                if ticket.call.kind == "llm":  # rows have no prefill
+                    ticket.first_token(start.attempt)
                 yield attempt
                 return
         ticket.failed(start.attempt, last.trouble, final=not last.retryable)

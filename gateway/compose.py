@@ -28,6 +28,7 @@ from gateway.admin import AdminApi
 from gateway.advances import Advances
 from gateway.ahead import Ahead
 from gateway.blueprints import blueprint
+from gateway.completions import Completions
 from gateway.config import ConfigError
 from gateway.directory import Directory
 from gateway.door import Door
@@ -41,6 +42,7 @@ from gateway.monitor import Monitor
 from gateway.relay import Relay
 from gateway.runtime import Clock, Runtime
 from gateway.settings import Config, DuckDb, Emulated, Pool, Vllm
+from gateway.spare import Spare
 from gateway.sqlapi import SqlApi
 from gateway.state import StateApi
 from gateway.state_events import Events
@@ -48,6 +50,7 @@ from gateway.tools import Desk, Results, Warehouse
 from gateway.walk import Walker
 from policies.artifacts import Shelf
 from policies.blueprint import Blueprint
+from policies.dialects import Known
 from policies.sql import Statement
 
 if TYPE_CHECKING:
@@ -80,13 +83,17 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
     houses = advances.watching(_warehouses(config, parsers))
     total = config.timeouts.total
-    desk = Desk(runtime=runtime, intake=intake, warehouses=houses, count=metrics.sql_answered, total=total)
+    spare = Spare(runtime=runtime, graphs=plan.workflows)
+    desk = Desk(
+        runtime=runtime, intake=intake, warehouses=houses, spare=spare, count=metrics.sql_answered, total=total
+    )
     ahead = Ahead(
         config=config, runtime=runtime, desk=desk, warehouses=houses, advances=advances, graphs=plan.workflows
     )
     door = Door(counts=metrics, limits=config.limits, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
     artifacts = _artifacts(config, metrics)
+    completions = Completions(config=config, runtime=runtime, intake=intake, artifacts=artifacts, counts=metrics)
     gateway = Gateway(
         config=config,
         access=access,
@@ -95,7 +102,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         monitor=monitor,
         metrics=metrics,
         door=door,
-        relay=_relay(config, plan, runtime=runtime, intake=intake, desk=desk, ahead=ahead, door=door),
+        relay=_relay(config, plan, runtime, completions, intake=intake, desk=desk, ahead=ahead, door=door),
         sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
         state=StateApi(
             artifacts=artifacts,
@@ -141,15 +148,31 @@ def _keeper(config: Config, runtime: Runtime) -> ProfileFile | None:
 
 
 def _relay(
-    config: Config, plan: Blueprint, *, runtime: Runtime, intake: Intake, desk: Desk, ahead: Ahead, door: Door
+    config: Config,
+    plan: Blueprint,
+    runtime: Runtime,
+    completions: Completions,
+    *,
+    intake: Intake,
+    desk: Desk,
+    ahead: Ahead,
+    door: Door,
 ) -> Relay:
-    walker = Walker(config=config, runtime=runtime, intake=intake, desk=desk, graphs=plan.workflows)
+    walker = Walker(
+        config=config, runtime=runtime, completions=completions, intake=intake, desk=desk, graphs=plan.workflows
+    )
     intercept = Intercept(
-        config=config, runtime=runtime, intake=intake, desk=desk, ahead=ahead, graphs=plan.workflows
+        config=config,
+        runtime=runtime,
+        completions=completions,
+        intake=intake,
+        desk=desk,
+        ahead=ahead,
+        graphs=plan.workflows,
     )
     return Relay(
         config=config,
-        runtime=runtime,
+        completions=completions,
         intake=intake,
         door=door,
         ahead=ahead,
@@ -183,6 +206,7 @@ def _cluster(pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptio
                 max_stream_bytes=backend.max_stream_bytes,
                 stream_timeout=backend.stream_timeout,
                 samples=backend.samples,
+                max_threads=backend.max_threads,
             )
         )
     assert isinstance(backend, Vllm)
@@ -243,9 +267,12 @@ class _Reader:
     parser: Parser
     texts: ExactTexts
 
-    async def read(self, text: str, dialect: str) -> Statement:
-        known = self.texts.get(text, dialect)
+    def known(self, text: str, dialect: str, columns: Known | None) -> Statement | None:
+        return self.texts.get(text, dialect, columns)
+
+    async def read(self, text: str, dialect: str, columns: Known | None) -> Statement:
+        known = self.texts.get(text, dialect, columns)
         if known is None:
-            known = await self.parser.read(text, dialect, parameters=True)
-            self.texts.put(text, dialect, known)
+            known = await self.parser.read(text, dialect, parameters=True, known=columns)
+            self.texts.put(text, dialect, known, columns)
         return known

@@ -139,8 +139,8 @@ def _cannot_lend(config: Config, name: str, other: str) -> str | None:
 def _stage(config: Config, stage: Stage, place: Place) -> Iterator[Fault]:
     used = stage.model_fields_set
     foreign = {
-        "render": ("pool", "tool", "database", "prompt", "tools", "sampling", "outcomes", "width"),
-        "sql": ("prompt", "tools", "sampling", "outcomes"),
+        "render": ("pool", "tool", "database", "prompt", "tools", "sampling", "outcomes", "recall", "width"),
+        "sql": ("prompt", "tools", "sampling", "outcomes", "recall"),
         "llm": ("database",),
     }
     named = {"render": "a stage that renders the answer", "sql": "a SQL stage", "llm": "an LLM stage"}

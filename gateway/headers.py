@@ -63,9 +63,10 @@ TABLE: tuple[Header, ...] = (
 READ: Mapping[bytes, Header] = MappingProxyType(
     {row.name.lower().encode(): row for row in TABLE if row.direction == "in"}
 )
-_WRITTEN: Mapping[tuple[Direction, str], str] = MappingProxyType(
-    {(row.direction, row.field): row.name for row in TABLE if row.direction != "in"}
-)
+_WRITTEN: Mapping[Direction, Mapping[str, str]] = {
+    direction: {row.field: row.name for row in TABLE if row.direction == direction}
+    for direction in ("upstream", "reply")
+}
 
 _HOP_BY_HOP = frozenset(
     (
@@ -105,9 +106,10 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, bytes]:
     return found
 
 
-def written(direction: Literal["upstream", "reply"], values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """The headers that say these fields. Raises KeyError for a field that the table does not know."""
-    return tuple((_WRITTEN[direction, field], value) for field, value in values.items())
+def written(direction: Literal["upstream", "reply"], values: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The headers that say these fields, but for empty ones. Raises KeyError for a field that the table lacks."""
+    known = _WRITTEN[direction]
+    return [(known[field], value) for field, value in values.items() if value]
 
 
 def upstream(headers: Sequence[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:

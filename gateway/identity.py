@@ -75,7 +75,8 @@ class Place:
 class Identity:
     """What a call says of itself; empty strings, `step` 0 and None stand for what it does not say.
 
-    `deadline` is in seconds from the run's first call. `hints` knows `osl` (output tokens expected) and `resume`.
+    `deadline` is in seconds from the run's first call. A call that names no run is a run of its own, and so the
+    `final` one. `hints` knows `osl` (output tokens expected) and `resume`.
     `source` is the channel that named the workflow, else the one that named the stage. `body_keys_to_strip` are
     the members of the body that are for us alone and must not reach an engine.
     """
@@ -94,6 +95,10 @@ class Identity:
     tools: Tools | None = None
     source: Source = "none"
     body_keys_to_strip: tuple[str, ...] = ()
+
+
+NOBODY = Identity(final=True)
+"""What a call says of itself that says nothing."""
 
 
 def split_path(path: str) -> tuple[Place | None, str]:
@@ -128,8 +133,12 @@ def read_identity(
 
     `headers` as ASGI has them, names in lower case.
     """
+    ours = names.read(headers)
+    told = body is not None and ("workflow" in body or "metadata" in body)
+    if not told and path is alias is key_default is None and _HEADER_OF.keys().isdisjoint(ours):
+        return NOBODY
     said = _Said()
-    for name, value in names.read(headers).items():
+    for name, value in ours.items():
         if name in _HEADER_OF:
             # A byte that is not UTF-8 becomes a lone surrogate, which is not printable and so is refused later.
             said.add("header", _HEADER_OF[name], name, value.decode("utf-8", "surrogateescape"))
@@ -138,9 +147,11 @@ def read_identity(
     said.add_place("alias", "model", alias)
     said.add_place("key", "key", key_default)
     deadline_ms = said.integer("deadline_ms")
+    run = said.text("run")
+    final = said.flag("final")
     return Identity(
         workflow=said.text("workflow"),
-        run=said.text("run"),
+        run=run,
         stage=said.text("stage"),
         agent=said.text("agent"),
         parent=said.text("parent"),
@@ -149,7 +160,7 @@ def read_identity(
         slo=said.text("slo"),
         priority=said.integer("priority") or 0,
         hints=said.hints(),
-        final=said.flag("final"),
+        final=final or not run,
         tools=said.tools(),
         source=said.source(),
         body_keys_to_strip=("workflow",) if body and "workflow" in body else (),

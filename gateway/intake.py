@@ -59,7 +59,7 @@ class Asked:
             }
             if start.slack is not None:
                 said["slack_ms"] = f"{start.slack * 1000:.0f}"
-        return list(names.written("reply", {field: value for field, value in said.items() if value}))
+        return names.written("reply", said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +106,15 @@ class Intake:
             self._directory.check_place(alias, model=True)
         identity = read_identity(headers, body, path=place, alias=alias, key_default=caller.default)
         self._named(identity.source)
+        allowed = caller.clamp(identity.priority)
+        if allowed != identity.priority:
+            identity = replace(identity, priority=allowed)
+        own = self.new_id()
         return Asked(
             caller=caller,
-            identity=replace(
-                identity,
-                priority=caller.clamp(identity.priority),
-                final=identity.final or not identity.run,  # a call that names no run is a run of its own
-            ),
-            request_id=_request_id(headers) or f"req-{self.new_id()}",
-            run=identity.run or f"run-{self.new_id()}",
+            identity=identity,
+            request_id=_request_id(headers) or f"req-{own}",
+            run=identity.run or f"run-{own}",
             arrived=self._now(),
             raw_headers=headers,
         )

@@ -12,24 +12,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import orjson
 
-from gateway import headers as names
 from gateway.ahead import Ahead, Watch, sql_stage
-from gateway.answers import (
-    Tokens,
-    as_event,
-    cut_short,
-    finished,
-    message_of,
-    refusal_of,
-    whole_answer,
-)
+from gateway.answers import Tokens, as_event, message_of, refusal_of
 from gateway.asgi import Out
-from gateway.attempts import Attempt, asked_of_a_pool
+from gateway.completions import Completions
 from gateway.directory import Target
 from gateway.intake import Asked, Inbound, Intake
 from gateway.openai import sse
@@ -61,7 +51,6 @@ class Turn:
     status: int
     headers: list[tuple[str, str]]
     body: bytes = b""
-    tokens: Tokens = field(default_factory=Tokens)
     whole: sse.Assembler = field(default_factory=sse.Assembler)
     held: list[Json] = field(default_factory=list)
 
@@ -86,6 +75,7 @@ class Intercept:
         *,
         config: Config,
         runtime: Runtime,
+        completions: Completions,
         intake: Intake,
         desk: Desk,
         ahead: Ahead,
@@ -93,6 +83,7 @@ class Intercept:
     ) -> None:
         self._config = config
         self._runtime = runtime
+        self._completions = completions
         self._intake = intake
         self._desk = desk
         self._ahead = ahead
@@ -211,43 +202,27 @@ class Intercept:
 
     async def _turn(self, talk: Talk, out: Out, watch: Watch) -> Turn:
         """One call to a model. What it says goes out as it comes, what it calls is held."""
-        inbound, stream = talk.inbound, talk.inbound.payload.stream
+        inbound = talk.inbound
         body = self._intake.upstream_body(inbound)
         talk.turns += 1
-        request = partial(self._intake.request, inbound.asked, inbound.call, "chat", body, stream=stream)
-        async with asked_of_a_pool(self._runtime, inbound.call, request, stream=stream) as attempt:
-            headers = [*names.reply(attempt.headers), *inbound.asked.reply_headers(attempt.start)]
-            if attempt.rest is not None:
-                return await self._streamed(talk, attempt, headers, out, watch)
-            talk.tokens.add(whole_answer(attempt))
-        if attempt.status != 200 and out.started:
-            raise interrupted(f"the engine refused to go on: {refusal_of(attempt.body)}")
-        message = message_of(attempt.body) if attempt.status == 200 else {}
-        return Turn(message, attempt.status, headers, attempt.body)
-
-    async def _streamed(
-        self, talk: Talk, attempt: Attempt, headers: list[tuple[str, str]], out: Out, watch: Watch
-    ) -> Turn:
-        assert attempt.rest is not None
-        turn = Turn({}, attempt.status, headers)
-        if not out.started:
-            await out.begin(attempt.status, [*headers, ("cache-control", "no-cache")])
-        with cut_short(attempt):
-            for event in attempt.held:
-                await self._take(talk, turn, event, out, watch)
-            async for batch in attempt.rest:
-                for event in batch:
-                    await self._take(talk, turn, event, out, watch)
-            if not turn.tokens.done:
-                raise interrupted()
-        finished(attempt, turn.tokens)
-        talk.tokens.add(turn.tokens)
-        turn.message = turn.whole.message()
+        async with self._completions.ask(inbound.asked, inbound.call, inbound.payload, body) as found:
+            turn = Turn({}, found.status, found.reply_headers(inbound.asked), found.body)
+            if found.events is not None:
+                if not out.started:
+                    await out.begin(turn.status, [*turn.headers, ("cache-control", "no-cache")])
+                async for batch in found.events:
+                    for event in batch:
+                        await self._take(talk, turn, event, out, watch)
+                turn.message = turn.whole.message()
+            talk.tokens.add(found.tokens)
+        if found.events is None and turn.status == 200:
+            turn.message = message_of(turn.body)
+        elif turn.status != 200 and out.started:
+            raise interrupted(f"the engine refused to go on: {refusal_of(turn.body)}")
         return turn
 
     async def _take(self, talk: Talk, turn: Turn, event: bytes, out: Out, watch: Watch) -> None:
         """Take in one event of a turn: its text goes out at once, under the id of the first turn."""
-        turn.tokens.count(event)
         turn.whole.add(event)
         chunk = sse.chunk_of(event) or {}
         match chunk.get("choices"):

@@ -36,6 +36,7 @@ from gateway.asgi import ClientLeft, Out, read_body
 from gateway.door import Door
 from gateway.intake import Asked, Intake
 from gateway.openai.errors import ApiError, ill_formed, missing, shown
+from gateway.params import checked
 from gateway.progress import OnProgress
 from gateway.schemas import schema
 from gateway.tools import DESCRIBE, EXECUTE, Desk
@@ -125,7 +126,7 @@ class McpApi:
             raise MCPError(code=INTERNAL_ERROR, message="something went wrong inside the gateway") from None
 
     async def _execute(self, asked: Asked, arguments: Arguments, *, on_progress: OnProgress | None) -> CallToolResult:
-        given = _Given(EXECUTE, arguments, "sql", "database", "dialect")
+        given = _Given(EXECUTE, arguments, "sql", "params", "database", "dialect")
         sql = given.text("sql")
         if sql is None:
             raise missing("sql")
@@ -134,6 +135,7 @@ class McpApi:
             sql,
             database=given.text("database"),
             dialect=given.text("dialect", DIALECTS),
+            params=checked(arguments.get("params")),
             on_progress=on_progress,
         )
         return _result(asked, answer, answer.body.decode())
@@ -246,13 +248,14 @@ def _tools(databases: Sequence[str]) -> list[Tool]:
     named = ["database"] if len(databases) > 1 else []
     database = {"database": {"type": "string", "enum": list(databases)}} if databases else {}
     sql = {"type": "string", "description": "one SELECT statement"}
+    params = {"type": ["array", "object"], "description": "values for ? and $1 as a list, for $name as an object"}
     dialect = {"type": "string", "enum": list(DIALECTS), "description": "what the statement is written in"}
     tables = {"type": "array", "items": {"type": "string"}, "description": "only these tables; all without"}
     return [
         _tool(
             EXECUTE,
             "Run one read-only SQL statement and return its columns and rows as JSON.",
-            {"sql": sql, **database, "dialect": dialect},
+            {"sql": sql, "params": params, **database, "dialect": dialect},
             ["sql", *named],
         ),
         _tool(

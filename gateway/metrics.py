@@ -52,6 +52,12 @@ class Metrics:
         self._saved = Counter(
             "cortex_sql_ahead_saved_seconds_total", "Seconds by which SQL was ahead of its call.", registry=own
         )
+        self._completions = Counter(
+            "cortex_completion_lookups_total", "Completions by where from.", ["pool", "cache"], registry=own
+        )
+        self._completions_saved = Counter(
+            "cortex_completion_saved_seconds_total", "Engine time not taken.", ["pool"], registry=own
+        )
         self._lookups = Counter(
             "cortex_artifact_lookups_total", "Artifacts looked up.", ["tier", "result"], registry=own
         )
@@ -133,6 +139,14 @@ class Metrics:
 
     def sql_saved(self, seconds: float) -> None:
         self._saved.inc(seconds)
+
+    def completion_looked_up(self, pool: str, cache: str) -> None:
+        """Count where a deterministic completion came from: hit, joined or miss."""
+        self._completions.labels(pool, cache).inc()
+
+    def completion_saved(self, pool: str, seconds: float) -> None:
+        """Add the seconds of an engine that one which was recalled or joined did not take."""
+        self._completions_saved.labels(pool).inc(seconds)
 
     def artifact_looked_up(self, tier: str, result: str) -> None:
         """Count a look into memory or Redis: hit or miss."""

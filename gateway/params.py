@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.openai.errors import ill_formed, shown
@@ -13,6 +14,7 @@ Params = Sequence[Scalar] | Mapping[str, Scalar]
 
 PARAMS_MOST = 1000
 _BITS_64 = 2.0**63
+_TOO_LONG = "must hold whole numbers of more than 64 bits as text: the engine casts '170141…'::HUGEINT exactly"
 
 
 class Misfit(ValueError):
@@ -21,16 +23,25 @@ class Misfit(ValueError):
 
 def read_params(document: Mapping[str, Any], body: bytes) -> Params:
     """The member `params`; `body` is the text of the document. Raises ApiError 400."""
-    params = document.get("params")
+    params = checked(document.get("params"))
+    if any(isinstance(value, float) and abs(value) >= _BITS_64 for value in _values(params)):
+        checked(json.loads(body)["params"])  # the reader of the body makes floats of longer numbers, digits lost
+    return params
+
+
+def checked(params: object) -> Params:
+    """Parameters as JSON has them, none where there is nothing. Raises ApiError 400."""
     if params is None:
         return ()
     if not isinstance(params, list | dict) or len(params) > PARAMS_MOST:
         raise ill_formed("params", f"must be a list or an object of at most {PARAMS_MOST} values")
-    values = list(params.values()) if isinstance(params, dict) else params
-    if any(isinstance(value, list | dict) for value in values):
-        raise ill_formed("params", "must hold null, booleans, numbers and texts only")
-    if any(isinstance(value, float) and abs(value) >= _BITS_64 for value in values):
-        _check_integers(body)
+    for value in _values(params):
+        if not (value is None or isinstance(value, bool | int | float | str)):
+            raise ill_formed("params", "must hold null, booleans, numbers and texts only")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ill_formed("params", "must hold finite numbers: the engine casts 'NaN'::DOUBLE and 'inf'::DOUBLE")
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise ill_formed("params", _TOO_LONG)
     return params
 
 
@@ -58,10 +69,5 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"${shown(name)}" for name in names[:5]) + more
 
 
-def _check_integers(body: bytes) -> None:
-    """Refuse whole numbers beyond 64 bits: the reader of the body has made them floats, digits lost."""
-    params = json.loads(body)["params"]
-    values = params.values() if isinstance(params, dict) else params
-    if any(isinstance(value, int) and not -(2**63) <= value < 2**64 for value in values):
-        message = "must hold whole numbers of more than 64 bits as text: the engine casts '170141…'::HUGEINT exactly"
-        raise ill_formed("params", message)
+def _values(params: Params) -> Iterable[Scalar]:
+    return params.values() if isinstance(params, Mapping) else params

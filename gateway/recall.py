@@ -57,11 +57,17 @@ class Recall(Generic[K, T]):
         self._keep = keep
         self._flights = Flights[K, T, str]()  # each says which call leads it
 
-    async def get(self, key: K, call: Call, compute: Callable[[Call], Awaitable[T]]) -> Recalled[T]:
-        """The answer for a key. The scheduler hears of the call in each case."""
+    def at_hand(self, key: K, call: Call) -> T | None:
+        """The answer if it is kept."""
         kept = self._kept.get(key)
         if kept is not None:
             self._runtime.recalled(call, self._outcome(kept, "cache"))
+        return kept
+
+    async def get(self, key: K, call: Call, compute: Callable[[Call], Awaitable[T]]) -> Recalled[T]:
+        """The answer for a key. The scheduler hears of the call in each case."""
+        kept = self.at_hand(key, call)
+        if kept is not None:
             return Recalled(value=kept, cache="hit")
         flight = self._flights.get(key)
         if flight is not None:

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -106,6 +106,31 @@ class Ticket:
         self.runtime.handle(Failed(call=self.call.id, attempt=attempt, trouble=trouble, final=final))
 
 
+class _Open:
+    """A call from its arrival to its end. A class: generators cost a short call more than their block does."""
+
+    def __init__(self, runtime: Runtime, ticket: Ticket, arrival: Arrived | Joined) -> None:
+        self._runtime = runtime
+        self._ticket = ticket
+        self._arrival = arrival
+
+    async def __aenter__(self) -> Ticket:
+        ticket = self._ticket
+        if isinstance(self._arrival, Arrived):
+            self._runtime.tickets[ticket.call.id] = ticket
+        try:
+            self._runtime.handle(self._arrival)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return ticket
+
+    async def __aexit__(self, *_: object) -> None:
+        self._runtime.tickets.pop(self._ticket.call.id, None)
+        if not self._ticket.over:
+            self._runtime.handle(Left(call=self._ticket.call.id))
+
+
 class Runtime:
     """Owns the dispatcher, the engines and the tickets. Everything in it happens on one event loop."""
 
@@ -126,7 +151,7 @@ class Runtime:
         self._clusters = clusters
         self._journal = journal
         self._watchers = watchers
-        self._tickets: dict[str, Ticket] = {}
+        self.tickets: dict[str, Ticket] = {}
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._all_jobs: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -190,7 +215,7 @@ class Runtime:
     def _perform(self, action: Action) -> None:
         match action:
             case Start() | Refused():
-                ticket = self._tickets.get(action.call)
+                ticket = self.tickets.get(action.call)
                 if ticket is not None:
                     ticket.deliver(action)
             case Launch():
@@ -202,28 +227,13 @@ class Runtime:
             case Abort():
                 pass  # whoever left is closing the attempt's connection itself, on its way out of `Engine.open`
 
-    @asynccontextmanager
-    async def ticket(self, call: Call) -> AsyncIterator[Ticket]:
+    def ticket(self, call: Call) -> AbstractAsyncContextManager[Ticket]:
         """Put a call in its queue. On the way out everything that it held is given back, however it ended."""
-        ticket = self._tickets[call.id] = Ticket(call, self)
-        try:
-            self.handle(Arrived(call=call))
-            yield ticket
-        finally:
-            del self._tickets[call.id]
-            if not ticket.over:
-                self.handle(Left(call=call.id))
+        return _Open(self, Ticket(call, self), Arrived(call=call))
 
-    @asynccontextmanager
-    async def follow(self, call: Call, leader: str) -> AsyncIterator[Ticket]:
+    def follow(self, call: Call, leader: str) -> AbstractAsyncContextManager[Ticket]:
         """As `ticket`, for a call that waits for another one's answer."""
-        ticket = Ticket(call, self)
-        try:
-            self.handle(Joined(call=call, leader=leader))
-            yield ticket
-        finally:
-            if not ticket.over:
-                self.handle(Left(call=call.id))
+        return _Open(self, Ticket(call, self), Joined(call=call, leader=leader))
 
     def recalled(self, call: Call, outcome: Outcome) -> None:
         """Let the run's position advance by a call whose answer was known already."""

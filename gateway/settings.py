@@ -47,6 +47,7 @@ from policies.workflow import StageKind
 Outcome = Literal["ok", "error", "empty", "timeout"]
 Tool = Literal["execute_sql", "describe_tables"]
 DEFAULT_POOL = "default"
+DAY = 24 * 3600.0
 MEMORY_LEAST = 16_000_000  # with half as much, a join of a small table already fails
 
 
@@ -167,6 +168,7 @@ class DuckDb(Part):
     max_bytes: Bytes = 1_000_000
     cache: BytesOrZero = 64_000_000
     samples: Annotated[Whole, Field(ge=0, le=20)] = 0
+    max_threads: Annotated[Whole, Field(ge=1, le=256)] = 1
     ahead: Annotated[Whole, Field(ge=0)] = 2
     dialect: Dialect = "duckdb"
     max_stream_rows: Count = 10_000_000
@@ -292,6 +294,7 @@ class Stage(Part):
     tools: List[Tool] = ()
     sampling: Sampling = Field(default_factory=Sampling)
     outcomes: Annotated[Mapping[Outcome, Pattern], Frozen] = Field(default={}, validate_default=True)
+    recall: Annotated[Seconds, Field(le=DAY)] | None = None
     visits: Annotated[Count, Field(le=1000)] = 3
     width: Annotated[Number, Field(ge=1, le=1000)] = 1.0
 
@@ -343,7 +346,7 @@ class State(Part):
     redis: Text | None = Field(default=None, repr=False)
     timeout: Seconds = 0.1
     lifetime: Seconds = 3600.0
-    longest: Annotated[Seconds, Field(le=24 * 3600)] = 24 * 3600.0
+    longest: Annotated[Seconds, Field(le=DAY)] = DAY
     value: Bytes = 1_000_000
     keys: Count = 1000
     subscribers: Count = 100

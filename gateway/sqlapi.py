@@ -38,15 +38,24 @@ class SqlApi:
         async def serve(out: Out) -> None:
             wanted = read_query(await read_body(scope, receive, most=self._max_body), scope["headers"])
             asked = self._intake.asked(scope, wanted.document)
-            out.said = asked.reply_headers()
+            out.said = asked.reply_headers
             ways = {"json": self._whole, "ndjson": self._lines, "events": self._events}
             await ways[wanted.shape](out, receive, asked, wanted)
 
         await self._door("sql", Out(send), serve)
 
     async def _whole(self, out: Out, receive: Receive, asked: Asked, wanted: Wanted) -> None:
-        async with while_present(receive):
-            answer = await self._ask(asked, wanted)
+        answer = self._desk.at_hand(
+            asked,
+            wanted.sql,
+            database=wanted.database,
+            limit=wanted.limit,
+            dialect=wanted.dialect,
+            params=wanted.params,
+        )
+        if answer is None:
+            async with while_present(receive):
+                answer = await self._ask(asked, wanted)
         await self._send(out, asked, answer)
 
     async def _lines(self, out: Out, receive: Receive, asked: Asked, wanted: Wanted) -> None:
@@ -131,7 +140,7 @@ class SqlApi:
         async def serve(out: Out) -> None:
             await read_body(scope, receive, most=self._max_body)
             asked = self._intake.asked(scope, None)
-            out.said = asked.reply_headers()
+            out.said = asked.reply_headers
             async with while_present(receive):
                 found = await answer(asked)
             await self._send(out, asked, found)

@@ -175,7 +175,7 @@ class StateApi:
 
     def _asked(self, scope: Scope, document: Mapping[str, Any] | None, out: Out) -> Asked:
         asked = self._intake.asked(scope, document)
-        out.said = asked.reply_headers()
+        out.said = asked.reply_headers
         return asked
 
     async def _json(self, out: Out, asked: Asked, document: object) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import orjson
@@ -17,6 +17,7 @@ import orjson
 from backends.base import BackendError, Request
 from gateway.answers import cut_short
 from gateway.attempts import Attempt, begun
+from gateway.columns import Columns
 from gateway.intake import Asked, Intake
 from gateway.openai.errors import bad_request, interrupted, not_found, timeout, unavailable
 from gateway.params import Misfit, Params, Scalar, bound
@@ -25,8 +26,10 @@ from gateway.recall import Recall
 from gateway.rows import Rows, streamed
 from gateway.runtime import Runtime
 from gateway.settings import DuckDb
+from gateway.spare import Spare
 from gateway.verdicts import FATES, Answer, last, refusal, whole
 from policies.calls import Call, Outcome, Source
+from policies.dialects import BY_SCHEMA, Known
 from policies.events import Start
 from policies.sql import SqlRefused, Statement
 
@@ -34,9 +37,11 @@ EXECUTE, DESCRIBE = "execute_sql", "describe_tables"
 
 
 class Reader(Protocol):
-    """Reads SQL off the event loop. Raises SqlRefused."""
+    """Reads SQL off the event loop, what is not `known` by its text. Raises SqlRefused."""
 
-    async def read(self, text: str, dialect: str) -> Statement: ...
+    def known(self, text: str, dialect: str, columns: Known | None) -> Statement | None: ...
+
+    async def read(self, text: str, dialect: str, columns: Known | None) -> Statement: ...
 
 
 class Results(Protocol):
@@ -72,7 +77,7 @@ class _Answers:
         if kept is None:
             return None
         fate, _, body = kept.partition(b"\n")
-        return Answer(status=200, body=body, fate=FATES[fate.decode()])
+        return Answer(status=200, body=body, fate=FATES[fate.decode()], cache="hit")
 
     def put(self, key: Hashable, value: Answer) -> None:
         # Replaced while the statement was under way: it may have run on the new data and must not stand for the old.
@@ -92,11 +97,17 @@ class _Job:
     timeout: float
     report: Callable[[float], None] | None = None
 
-    def request(self, call: Call) -> Callable[[Start], Request]:
-        body = orjson.dumps({**self.members, "timeout": self.timeout, "progress": self.report is not None})
+    def request(self, call: Call, threads: Callable[[], int] = lambda: 1) -> Callable[[Start], Request]:
+        """What to send to the worker that is found; `threads` are asked for then."""
         # The worker holds the deadline itself; this bounds the wait for one that is being brought up again.
         patience = 2 * self.timeout + 5.0
-        return lambda _: Request(call=call, path=self.path, body=body, head_timeout=patience)
+        said = {**self.members, "timeout": self.timeout, "progress": self.report is not None}
+
+        def made(_: Start) -> Request:
+            body = orjson.dumps({**said, "threads": threads()})
+            return Request(call=call, path=self.path, body=body, head_timeout=patience)
+
+        return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +125,7 @@ class _Ready:
         members = {
             "database": self.database,
             "sql": self.statement.canonical,
+            "tables": list(self.statement.tables),
             "params": self.values,
             "limit": rows,
             "max_bytes": most,
@@ -138,6 +150,7 @@ class Desk:
         runtime: Runtime,
         intake: Intake,
         warehouses: Mapping[str, Warehouse],
+        spare: Spare,
         count: Callable[[str], None],
         total: float = 600.0,
     ) -> None:
@@ -145,14 +158,14 @@ class Desk:
         self._runtime = runtime
         self._intake = intake
         self._warehouses = warehouses
+        self._spare = spare
         self._count = count
         self._total = total
+        self._columns = Columns(lambda asked, database: self.describe(asked, database=database))
         self.databases = sorted({name for house in warehouses.values() for name in house.settings.databases})
         """The databases that can be asked, by name."""
         self._recalls = {
-            name: Recall[Hashable, Answer](
-                runtime=runtime, kept=_Answers(house), outcome=_outcome, keep=lambda answer: answer.status == 200
-            )
+            name: Recall[Hashable, Answer](runtime=runtime, kept=_Answers(house), outcome=_outcome, keep=_may_be_kept)
             for name, house in warehouses.items()
         }
 
@@ -180,6 +193,38 @@ class Desk:
             answer = await self._answered(asked, ready, limit, report)
         return answer.placed(sql)
 
+    def at_hand(
+        self,
+        asked: Asked,
+        sql: str,
+        *,
+        database: str | None = None,
+        limit: int | None = None,
+        stage: str | None = None,
+        dialect: str | None = None,
+        params: Params = (),
+    ) -> Answer | None:
+        """As `query`, where this very text was read before and its result is kept: nothing waits. Raises ApiError."""
+        house, database = self._find(database)
+        dialect = dialect or house.settings.dialect
+        columns, there = None, True
+        if dialect in BY_SCHEMA:
+            there, columns = self._columns.at_hand(database, _key(house, "", database, DESCRIBE, 0))
+        statement = house.reader.known(sql, dialect, columns) if there else None
+        if statement is None or not statement.deterministic:
+            return None
+        try:
+            values = bound(params, statement.parameters)
+        except Misfit:
+            return None
+        call = self._intake.sql_call(asked, house.pool, sql, stage=stage)
+        ready = _Ready(house=house, database=database, call=call, statement=statement, values=values)
+        key = ready.key(asked.caller.tenant, min(limit or house.settings.max_rows, house.settings.max_rows))
+        answer = self._recalls[house.pool].at_hand(key, call)
+        if answer is not None:
+            self._count("hit")
+        return answer
+
     async def _answered(
         self, asked: Asked, ready: _Ready, limit: int | None, report: Callable[[float], None] | None
     ) -> Answer:
@@ -188,7 +233,7 @@ class Desk:
         job = ready.job("/sql/query", rows, house.settings.max_bytes, report)
         if not ready.statement.deterministic:
             self._count("bypass")
-            return await self._run(ready.call, job)
+            return await self._run(house, ready.call, job)
         return await self._recalled(house, ready.key(asked.caller.tenant, rows), ready.call, job)
 
     @asynccontextmanager
@@ -232,7 +277,7 @@ class Desk:
         house, database = self._find(database)
         call = self._intake.sql_call(asked, house.pool, sql, stage=stage)
         try:
-            statement = await house.reader.read(sql, dialect or house.settings.dialect)
+            statement = await self.read(asked, house, database, sql, dialect)
             values = bound(params, statement.parameters)
         except SqlRefused as error:
             answer = refusal(str(error), error.code)
@@ -245,6 +290,16 @@ class Desk:
         self._count("refused")
         self._runtime.recalled(call, _outcome(answer, "cache"))
         return answer
+
+    async def read(
+        self, asked: Asked, house: Warehouse, database: str, sql: str, dialect: str | None = None
+    ) -> Statement:
+        """Read a statement as `query` would. Raises SqlRefused, BackendError and ApiError."""
+        dialect = dialect or house.settings.dialect
+        columns = None
+        if dialect in BY_SCHEMA:
+            columns = await self._columns.of(asked, database, _key(house, "", database, DESCRIBE, 0))
+        return await house.reader.read(sql, dialect, columns)
 
     async def describe(self, asked: Asked, *, database: str | None = None, stage: str | None = None) -> Answer:
         """The tables of a database: `{"database", "text", "tables"}`, the text byte-stable for prompts."""
@@ -276,22 +331,19 @@ class Desk:
 
     async def _recalled(self, house: Warehouse, key: Hashable, call: Call, job: _Job) -> Answer:
         async def compute(leader: Call) -> Answer:
-            return await self._run(leader, job)
+            return await self._run(house, leader, job)
 
         found = await self._recalls[house.pool].get(key, call, compute)
-        self._count(found.cache)
         answer = found.value
-        start = answer.start if found.cache == "miss" else None
-        return Answer(status=answer.status, body=answer.body, fate=answer.fate, cache=found.cache, start=start)
+        self._count("bypass" if answer.volatile and found.cache == "miss" else found.cache)
+        return replace(answer, cache=found.cache, start=answer.start if found.cache == "miss" else None)
 
-    async def _run(self, call: Call, job: _Job) -> Answer:
+    async def _run(self, house: Warehouse, call: Call, job: _Job) -> Answer:
         try:
-            async with (
-                asyncio.timeout(self._total),
-                self._runtime.ticket(call) as ticket,
-                begun(self._runtime, ticket, job.request(call), stream=False) as attempt,
-            ):
-                return whole(attempt) if attempt.rest is None else await _in_the_end(attempt, job)
+            async with asyncio.timeout(self._total), self._runtime.ticket(call) as ticket:
+                with self._spare.threads(call, house.settings.max_threads) as threads:
+                    async with begun(self._runtime, ticket, job.request(call, threads), stream=False) as attempt:
+                        return whole(attempt) if attempt.rest is None else await _in_the_end(attempt, job)
         except TimeoutError:
             raise timeout(f"the statement took longer than {self._total:g} s", code="deadline_exceeded") from None
 
@@ -325,6 +377,10 @@ async def _in_the_end(attempt: Attempt, job: _Job) -> Answer:
                 if job.report is not None:
                     job.report(float(piece[9:]))
     raise interrupted("the SQL worker did not answer")
+
+
+def _may_be_kept(answer: Answer) -> bool:
+    return answer.status == 200 and not answer.volatile
 
 
 def _outcome(answer: Answer, source: Source) -> Outcome:

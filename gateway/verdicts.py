@@ -30,6 +30,8 @@ class Answer:
     start: Start | None = None
     seconds: float = 0.0
     """What it took an engine."""
+    volatile: bool = False
+    """The same data may give another answer next time."""
 
     def document(self) -> dict[str, Any]:
         """The body as an object: columns and rows, or an error."""
@@ -66,17 +68,28 @@ def refusal(message: str, code: str, *, param: str = "sql") -> Answer:
 
 def whole(attempt: Attempt) -> Answer:
     """The answer of a worker that gave it in one. Reports the attempt's end."""
-    return _answer(attempt, FATES[dict(attempt.headers)["x-sql-outcome"]], attempt.body)
+    return _answer(attempt, dict(attempt.headers)["x-sql-outcome"], attempt.body)
 
 
 def last(attempt: Attempt, piece: bytes) -> Answer:
     """The answer of a worker as it comes behind its pieces. Reports the attempt's end."""
-    word, _, body = piece.partition(b"\n")
-    return _answer(attempt, FATES[word.decode()], body)
+    words, _, body = piece.partition(b"\n")
+    return _answer(attempt, words.decode(), body)
 
 
-def _answer(attempt: Attempt, fate: Fate, body: bytes) -> Answer:
+def _answer(attempt: Attempt, words: str, body: bytes) -> Answer:
+    """`words` as `x-sql-outcome` has them."""
+    word, _, more = words.partition(" ")
+    fate = FATES[word]
     outcome = attempt.outcome(attempt.ticket.runtime.now(), fate=fate, prompt=0, output=0, cached=None)
     attempt.ticket.finished(attempt.start.attempt, outcome)
     start, seconds = attempt.start, outcome.total
-    return Answer(status=_STATUS[fate], body=body, fate=fate, cache="miss", start=start, seconds=seconds)
+    return Answer(
+        status=_STATUS[fate],
+        body=body,
+        fate=fate,
+        cache="miss",
+        start=start,
+        seconds=seconds,
+        volatile=more == "volatile",
+    )

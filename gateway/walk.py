@@ -12,14 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import orjson
 
-from gateway.answers import Tokens, message_of, whole_answer
+from gateway.answers import Tokens, message_of
 from gateway.asgi import EVENT_STREAM, JSON, Out
-from gateway.attempts import asked_of_a_pool
+from gateway.completions import Completions
 from gateway.directory import WHOLE
 from gateway.intake import Asked, Inbound, Intake
 from gateway.openai.errors import bad_request
@@ -56,10 +55,18 @@ class Walker:
     """Answers `model: workflow/NAME`."""
 
     def __init__(
-        self, *, config: Config, runtime: Runtime, intake: Intake, desk: Desk, graphs: Mapping[str, Workflow]
+        self,
+        *,
+        config: Config,
+        runtime: Runtime,
+        completions: Completions,
+        intake: Intake,
+        desk: Desk,
+        graphs: Mapping[str, Workflow],
     ) -> None:
         self._config = config
         self._runtime = runtime
+        self._completions = completions
         self._intake = intake
         self._desk = desk
         self._graphs = graphs
@@ -132,12 +139,11 @@ class Walker:
         payload = self._payload(spec, spec.prompt.fill(walk.values))
         pool, call = spec.pool, self._intake.llm_call(asked, payload, spec.pool, stage=stage)
         body = self._intake.salted(payload.body, asked, pool)
-        request = partial(self._intake.request, asked, call, "chat", body, stream=False)
-        async with asked_of_a_pool(self._runtime, call, request, stream=False) as attempt:
-            walk.tokens.add(whole_answer(attempt))
-            if attempt.status != 200:
+        async with self._completions.ask(asked, call, payload, body) as found:
+            walk.tokens.add(found.tokens)
+            if found.status != 200:
                 raise bad_request(f"the model of stage {stage!r} refused its prompt", param="model")
-        return message_of(attempt.body)
+        return message_of(found.body)
 
     def _payload(self, spec: Stage, prompt: str) -> Payload:
         assert spec.pool is not None

@@ -7,7 +7,8 @@ comes out is text in DuckDB's dialect that has still to pass the guard: nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from sqlglot import exp
@@ -20,8 +21,20 @@ from policies.rewriting import bare, fill, inner_first, is_predicate
 
 DIALECTS: Final = ("duckdb", "sqlite", "postgres", "mysql", "bigquery", "snowflake")
 
-Schema = Mapping[str, Collection[str]]
-"""The columns of each table, where the caller knows them."""
+Schema = Mapping[str, Mapping[str, str]]
+"""The columns of each table with their types in DuckDB's words, where the caller knows them."""
+BY_SCHEMA: Final = frozenset({"sqlite"})
+"""The dialects that are read better with a schema; others take no notice of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """The schema of a database as it is now; no two that differ have the same `version`."""
+
+    database: str
+    version: int
+    schema: Schema
+
 
 _ARITHMETIC: Final = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.Avg)
 _PLAIN_WORD: Final = re.compile(r"[^\W\d]\w*")
@@ -38,7 +51,7 @@ def to_duckdb(root: exp.Expr, dialect: str, schema: Schema | None = None) -> str
         sqlite.settle_totals(root)
         sqlite.settle_recursion(root)
     if dialect in {"sqlite", "mysql"}:
-        sqlite.settle_comparisons(root)
+        sqlite.settle_comparisons(root, schema)
     if dialect in {"sqlite", "mysql", "postgres"}:
         settle_bare_columns(root, extremes=dialect == "sqlite")
     for node in inner_first(root):

@@ -205,6 +205,8 @@ class Dispatcher:
 
     def _recalled(self, event: Recalled, now: float) -> Sequence[str]:
         call = event.call
+        if call.final and not call.workflow and (call.tenant, "", call.run) not in self.runs:
+            return ()  # all of its run, and of no workflow: there is nothing to move on
         run, visit = self.runs.enter(call, self._workflows.get(call.workflow), now)
         return self._moved_on(Tracked(call=call, run=run, visit=visit), event.outcome.fate, now, event.outcome)
 

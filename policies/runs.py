@@ -265,6 +265,8 @@ class Runs:
             self._tell(run, run.sources, stage, visit, beside=True)
 
     def _tell(self, run: Run, sources: list[_Source], stage: str, visit: int, *, beside: bool = False) -> None:
+        if not run.workflow:  # nothing is to be learned from calls that belong to none
+            return
         for source in sources:
             self._learn(
                 Transition(

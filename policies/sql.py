@@ -15,7 +15,7 @@ The caller executes `Statement.canonical`, never the text it was given, so what 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -34,6 +34,9 @@ MAX_BYTES: Final = 20_000
 _TRANSLATED_MOST: Final = 5 * MAX_BYTES
 
 Refusal = Literal["syntax", "refused", "too_long", "too_complex"]
+
+_MARKS: Final = re.compile(r"[?$:@%{]")
+"""Without one of these a text has no parameters, in whichever dialect."""
 
 # Besides its own errors sqlglot lets through what its code raises on arguments that it did not expect.
 _PARSER_FAILS: Final = (SqlglotError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
@@ -91,7 +94,7 @@ def read_statement(
     """Check a text and give its canonical form, always in DuckDB's dialect.
 
     `dialect`: one of `policies.dialects.DIALECTS`. A text in another than DuckDB's is translated first, and the guard
-    reads the translation. `schema` (columns by table) tells names from texts where the dialect mixes them.
+    reads the translation. `schema` tells names from texts and dates from other columns where the dialect mixes them.
     `parameters`: the caller has values to bind, so the text may hold `?`, `$1` or `$name`, of one kind.
     Raises SqlRefused. The cost is bounded by `MAX_BYTES`, but a hostile text can take a second and can exhaust the
     C stack: callers run it in a process of its own.
@@ -102,15 +105,16 @@ def read_statement(
     try:
         root = _parse(text, dialect)
         names: tuple[str, ...] = ()
-        if parameters:
+        if parameters and _MARKS.search(text):
             root, names = _bind(root, text, dialect)
         if dialect != "duckdb":
             root = _translate(root, dialect, schema)
-        _check(root, parameters=parameters)
-        deterministic = not any(_is_unstable(node) for node in root.walk())
-        tables = _tables(root)
-        _fold_names(root)
-        canonical = root.sql("duckdb", comments=False, unsupported_level=ErrorLevel.RAISE)
+        nodes = list(root.walk())
+        _check(nodes, parameters=parameters)
+        deterministic = not any(_is_unstable(node) for node in nodes)
+        tables, unlimited = _tables(root, nodes), _is_unlimited(root)
+        _fold_names(nodes)
+        canonical = root.sql("duckdb", copy=False, comments=False, unsupported_level=ErrorLevel.RAISE)
     except RecursionError:
         raise SqlRefused("the statement is nested too deeply", "too_complex") from None
     except (Untranslatable, UnsupportedError) as error:
@@ -121,7 +125,7 @@ def read_statement(
         canonical=canonical,
         tables=tables,
         deterministic=deterministic,
-        unlimited=_is_unlimited(root),
+        unlimited=unlimited,
         parameters=names,
     )
 
@@ -157,7 +161,7 @@ def _parse(text: str, dialect: str) -> exp.Expr:
 
 def _translate(root: exp.Expr, dialect: str, schema: Schema | None) -> exp.Expr:
     """The tree that DuckDB will make of the statement: what is checked from here on is what runs."""
-    _check_kinds(root)
+    _check_kinds(root.walk())
     text = to_duckdb(root, dialect, schema)
     if len(text) > _TRANSLATED_MOST:
         raise SqlRefused("the statement is too long once it is translated for DuckDB", "too_complex")
@@ -186,15 +190,15 @@ def _bind(root: exp.Expr, text: str, dialect: str) -> tuple[exp.Expr, tuple[str,
         raise SqlRefused(str(error), "refused") from None
 
 
-def _check_kinds(root: exp.Expr) -> None:
-    for node in root.walk():
+def _check_kinds(nodes: Iterable[exp.Expr]) -> None:
+    for node in nodes:
         if isinstance(node, _NEVER):
             raise SqlRefused(f"{node.key.upper()} is not allowed in a query", "refused")
 
 
-def _check(root: exp.Expr, *, parameters: bool) -> None:
-    _check_kinds(root)
-    for node in root.walk():
+def _check(nodes: Sequence[exp.Expr], *, parameters: bool) -> None:
+    _check_kinds(nodes)
+    for node in nodes:
         if isinstance(node, PARAMETERS) and not parameters:
             raise SqlRefused("parameters need values beside the statement: none are given", "refused")
         if isinstance(node, exp.Func):
@@ -257,16 +261,18 @@ def _is_unstable(node: exp.Expr) -> bool:
     return isinstance(node, exp.TableSample | exp.Version | exp.HistoricalData)
 
 
-def _tables(root: exp.Expr) -> frozenset[str]:
+def _tables(root: exp.Expr, nodes: Sequence[exp.Expr]) -> frozenset[str]:
     """Every table named, less the names that only stand for a CTE."""
+    named = {_dotted(node) for node in nodes if isinstance(node, exp.Table) and not isinstance(node.this, exp.Func)}
+    ctes = {node.alias.lower() for node in nodes if isinstance(node, exp.CTE)}
+    if not ctes:
+        return frozenset(named)
     real = {
         _dotted(source)
         for scope in traverse_scope(root)
         for source in scope.sources.values()
         if isinstance(source, exp.Table) and not isinstance(source.this, exp.Func)
     }
-    named = {_dotted(node) for node in root.find_all(exp.Table) if not isinstance(node.this, exp.Func)}
-    ctes = {node.alias.lower() for node in root.find_all(exp.CTE)}
     return frozenset(named - (ctes - real))
 
 
@@ -274,13 +280,13 @@ def _dotted(table: exp.Table) -> str:
     return ".".join(part.name.lower() for part in table.parts)
 
 
-def _fold_names(root: exp.Expr) -> None:
+def _fold_names(nodes: Iterable[exp.Expr]) -> None:
     """Put table names, aliases of tables and the first part of every column name in lower case.
 
     Later parts stay as written: they may be keys of a JSON or MAP value, where case counts. So do the names of
     output columns and the keys of structs, which the result shows.
     """
-    for node in root.walk():
+    for node in nodes:
         if isinstance(node, exp.Table):
             folded: list[exp.Expr] = node.parts
         elif isinstance(node, exp.Column):

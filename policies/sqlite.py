@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Final
 
@@ -16,6 +16,7 @@ COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.Nul
 _PATTERNS: Final = (exp.Like, exp.ILike, exp.Glob, exp.RegexpLike)
 _INTEGERS: Final = (exp.DType.INT, exp.DType.BIGINT, exp.DType.SMALLINT, exp.DType.TINYINT, exp.DType.MEDIUMINT)
 _PRINTED: Final = re.compile(r"%[-+ 0#,]*\d*(?:\.\d+)?([a-zA-Z%])")
+_MOMENT: Final = re.compile(r"\d{4}-\d\d?-\d\d?(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d(?::\d\d)?)?)?")
 _TYPEOF: Final = """
     CASE WHEN $x IS NULL THEN 'null'
          WHEN TYPEOF($x) LIKE '%INT' OR TYPEOF($x) IN ('INTEGER', 'BOOLEAN') THEN 'integer'
@@ -24,11 +25,12 @@ _TYPEOF: Final = """
 """
 
 
-def settle_quotes(root: exp.Expr, schema: Mapping[str, Collection[str]] | None) -> None:
+def settle_quotes(root: exp.Expr, schema: Mapping[str, Mapping[str, str]] | None) -> None:
     """Make text literals of the names in double quotes that name no column.
 
-    With a schema (columns by table) a name is a column if any table has it. Without one, it is text where it is
-    compared with a column that is not quoted, is a pattern or a date's modifier, and stands nowhere else as a name.
+    With a schema (`policies.dialects.Schema`) a name is a column if any table has it. Without one, it is text where
+    it is compared with a column that is not quoted, is a pattern or a date's modifier, and stands nowhere else as a
+    name.
     """
     quoted = [column for column in root.find_all(exp.Column) if _is_quoted_word(column)]
     if not quoted:
@@ -66,14 +68,34 @@ def _stands_for_a_value(column: exp.Column) -> bool:
     return parent is not None and sqlite_time.call_of(parent) is not None and sqlite_time.is_modifier(column.name)
 
 
-def settle_comparisons(root: exp.Expr) -> None:
-    """Columns that are compared with the text of a date function, or with a pattern, are compared as text."""
+def settle_comparisons(root: exp.Expr, schema: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Columns that are compared with the text of a date function, or with a pattern, are compared as text.
+
+    With a schema so are dates that are compared with a text that is none: `day >= '2024-06'`.
+    """
+    moments = _moments(schema or {})
     for node in list(root.find_all(*COMPARISONS, exp.Between, exp.In, *_PATTERNS)):
         sides = [node.this, *_others(node)]
-        if isinstance(node, _PATTERNS) or any(sqlite_time.gives_moment_text(side) for side in sides):
-            for side in sides:
-                if isinstance(side, exp.Column):
-                    side.replace(as_text(side))
+        every = isinstance(node, _PATTERNS) or any(sqlite_time.gives_moment_text(side) for side in sides)
+        dates = bool(moments) and any(_is_no_moment(side) for side in sides)
+        for side in sides:
+            if isinstance(side, exp.Column) and (every or (dates and side.name.lower() in moments)):
+                side.replace(as_text(side))
+
+
+def _moments(schema: Mapping[str, Mapping[str, str]]) -> set[str]:
+    """The columns that are dates or timestamps in whichever table."""
+    kinds: dict[str, bool] = {}
+    for columns in schema.values():
+        for name, kind in columns.items():
+            kinds[name.lower()] = kind.startswith(("DATE", "TIMESTAMP")) and kinds.get(name.lower(), True)
+    return {name for name, is_moment in kinds.items() if is_moment}
+
+
+def _is_no_moment(node: exp.Expr) -> bool:
+    """Is it a text that the engine could not read as a date?"""
+    text = string(node)
+    return text is not None and not _MOMENT.fullmatch(text)
 
 
 def _others(node: exp.Expr) -> list[exp.Expr]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from backends.artifacts.breaker import Breaker
 from backends.artifacts.news import INLINE_MOST, Dropped, Ear, Invalidated, News, Published, Reset, decoded, encoded
 from backends.artifacts.redis_tier import CHANNEL, RedisTier
-from backends.artifacts.tier import Mark, ScopeFull, TierError
+from backends.artifacts.tier import ScopeFull, TierError
 from policies.artifacts import Artifact, Head, Name
 
 UNTOLD_MOST = 10_000
@@ -123,29 +123,24 @@ class Shared:
             async with asyncio.timeout(_CLOSING):
                 await self._tier.close()
 
-    async def find(self, name: Name, tags: Collection[str] = ()) -> tuple[Artifact | None, Mark | None]:
-        """The artifact that Redis has; else the mark to compute one with, or None where it shall not be put there."""
+    async def find(self, name: Name) -> Artifact | None:
+        """The artifact that Redis has."""
         if self.untold.everything or name in self.untold.names:
-            return None, None
-
-        async def look() -> tuple[Artifact | None, Mark | None]:
-            found = await self._tier.get(name)
-            return found, None if found else await self._tier.mark(name.tenant, tags)
-
+            return None
         try:
-            found, mark = await self._ask(look)
+            found = await self._ask(lambda: self._tier.get(name))
         except TierError:
-            return None, None
+            return None
         if found is not None and self.untold.touches(found.head):
             found = None
         self._counts.artifact_looked_up("redis", "hit" if found else "miss")
-        return found, mark
+        return found
 
-    async def keep(self, artifact: Artifact, mark: Mark | None) -> None:
+    async def keep(self, artifact: Artifact) -> None:
         """Put what was computed here; nobody misses it when that fails."""
-        if mark is not None and not self.untold.touches(artifact.head):
+        if not self.untold.touches(artifact.head):
             with contextlib.suppress(TierError):
-                await self._ask(lambda: self._tier.put(artifact, mark))
+                await self._ask(lambda: self._tier.put(artifact))
 
     async def publish(self, artifact: Artifact) -> tuple[bool, bool]:
         """Put a new value and tell all gateways: if Redis keeps it, and if it was told. Raises ScopeFull."""

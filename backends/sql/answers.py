@@ -1,4 +1,6 @@
-"""The answers of a worker: how it went as one word and a line feed, then JSON that nobody parses to pass it on.
+"""The answers of a worker: how it went in a word or two and a line feed, then JSON that nobody parses to pass it on.
+
+The first word is the outcome. A second one, `volatile`, says that the same data may give another result next time.
 
 Parts that go ahead of an answer look the same: `rows` are lines of NDJSON, `progress` is a number of percent.
 """
@@ -15,8 +17,8 @@ STATUS: Final[Mapping[str, int]] = MappingProxyType({"ok": 200, "empty": 200, "e
 """The HTTP status of each outcome. `empty` is a result without a row."""
 
 
-def result(body: bytes, *, empty: bool = False) -> bytes:
-    return (b"empty\n" if empty else b"ok\n") + body
+def result(body: bytes, *, empty: bool = False, volatile: bool = False) -> bytes:
+    return (b"empty" if empty else b"ok") + (b" volatile\n" if volatile else b"\n") + body
 
 
 def failure(message: str, code: str) -> bytes:
@@ -34,6 +36,6 @@ def progress(percent: float) -> bytes:
 
 
 def split(answer: bytes) -> tuple[str, bytes]:
-    """The outcome and the body."""
-    outcome, _, body = answer.partition(b"\n")
-    return outcome.decode(), body
+    """How it went, in its words, and the body."""
+    words, _, body = answer.partition(b"\n")
+    return words.decode(), body

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from backends.sql.parquet import parquet_version
 from policies.greedydual import GreedyDual
 
 if TYPE_CHECKING:  # the workers use this module and have no need of the parser
+    from policies.dialects import Known
     from policies.sql import Statement
 
 ENCODING: Final = 2
@@ -53,22 +54,22 @@ class ResultKey:
     limit: int
     max_bytes: int
     encoding: int = ENCODING
+    digest: bytes = field(init=False, compare=False, repr=False)
+    """32 bytes that stand for the key: a cache holds no SQL text."""
 
-    def digest(self) -> bytes:
-        """32 bytes that stand for the key: a cache holds no SQL text."""
+    def __post_init__(self) -> None:
         parts = (self.tenant, self.database, self.generation, self.canonical, self.limit, self.max_bytes)
-        return hashlib.sha256(repr((parts, self.encoding)).encode(errors="surrogatepass")).digest()
+        text = repr((parts, self.encoding)).encode(errors="surrogatepass")
+        object.__setattr__(self, "digest", hashlib.sha256(text).digest())
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
 
 class ResultCache:
     """The results that save the most, at most `max_bytes` in all, overhead included."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.hits = 0
-        self.misses = 0
-        self.evictions = 0
-        self.declined = 0
-        """Results that were not kept because others were worth more, or no room is large enough."""
         self._kept = GreedyDual[bytes](max_bytes)
         self._results: dict[bytes, bytes] = {}
 
@@ -76,36 +77,27 @@ class ResultCache:
         return len(self._results)
 
     @property
-    def max_bytes(self) -> int:
-        return self._kept.max_bytes
-
-    @property
     def used(self) -> int:
         """Bytes that are taken."""
         return self._kept.bytes
 
     def get(self, key: ResultKey) -> bytes | None:
-        """The result, or None. Counts a hit or a miss."""
-        digest = key.digest()
+        """The result, or None."""
+        digest = key.digest
         result = self._results.get(digest)
-        if result is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._kept.use(digest)
+        if result is not None:
+            self._kept.use(digest)
         return result
 
     def put(self, key: ResultKey, result: bytes, *, seconds: float) -> None:
         """Keep a result that took so many seconds, in the place of those worth less; never one above the bound."""
-        digest = key.digest()
+        digest = key.digest
         self._results.pop(digest, None)
         gone = self._kept.put(digest, len(result) + _ENTRY_COST, seconds)
-        if gone is None:
-            self.declined += 1
+        if gone is None:  # others are worth more, or no room is large enough
             return
         for other in gone:
             del self._results[other]
-        self.evictions += len(gone)
         self._results[digest] = result
 
 
@@ -119,20 +111,21 @@ class ExactTexts:
     def __len__(self) -> int:
         return len(self._statements)
 
-    def get(self, text: str, dialect: str = "duckdb") -> Statement | None:
-        key = _text_key(text, dialect)
+    def get(self, text: str, dialect: str = "duckdb", known: Known | None = None) -> Statement | None:
+        key = _text_key(text, dialect, known)
         statement = self._statements.get(key)
         if statement is not None:
             self._statements.move_to_end(key)
         return statement
 
-    def put(self, text: str, dialect: str, statement: Statement) -> None:
-        key = _text_key(text, dialect)
+    def put(self, text: str, dialect: str, statement: Statement, known: Known | None = None) -> None:
+        key = _text_key(text, dialect, known)
         self._statements[key] = statement
         self._statements.move_to_end(key)
         if len(self._statements) > self._max_entries:
             self._statements.popitem(last=False)
 
 
-def _text_key(text: str, dialect: str) -> bytes:
-    return hashlib.sha256(f"{dialect}\0{text}".encode(errors="surrogatepass")).digest()
+def _text_key(text: str, dialect: str, known: Known | None) -> bytes:
+    version = 0 if known is None else known.version
+    return hashlib.sha256(f"{dialect}\0{version}\0{text}".encode(errors="surrogatepass")).digest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -13,6 +13,7 @@ from backends.sql.cache import Generation, generation
 from backends.sql.options import SqlOptions
 from backends.sql.parquet import parquet_tables
 from backends.sql.progress import PROGRESS_SETTINGS
+from backends.sql.volatile import Volatile, volatile
 
 _LOCKED_UP: Final = {
     "autoload_known_extensions": "false",
@@ -38,7 +39,8 @@ class Database:
         self._is_folder = os.path.isdir(path)
         self._generation: Generation | None = generation(path)
         self._connection = self._connect()
-        self._threads = options.threads
+        self._volatile = self._volatile_now()
+        self._threads = 1
 
     @property
     def private(self) -> tuple[str, ...]:
@@ -49,13 +51,15 @@ class Database:
         return self._path, full, file, f"{catalog}.main."
 
     @contextmanager
-    def cursor(self, *, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    def cursor(self, *, threads: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
         """A cursor for one statement: temporary objects, variables and transactions are kept by cursor.
+
+        More `threads` than one only where `max_threads` allows them: the configuration is locked otherwise.
 
         Raises OutOfReach, duckdb.Error and OSError.
         """
         self._reopen_if_replaced()
-        self._use(min(threads or self._options.threads, self._options.max_threads))
+        self._use(threads)
         cursor = self._connection.cursor()
         try:
             if self._is_folder:  # in memory, a database cannot be opened as read-only
@@ -63,6 +67,10 @@ class Database:
             yield cursor
         finally:
             cursor.close()
+
+    def is_volatile(self, tables: Iterable[str]) -> bool:
+        """Whether what is read from these tables, in the cursor of now, changes though the data stay."""
+        return self._volatile.concerns(tables)
 
     def close(self) -> None:
         self._connection.close()
@@ -74,13 +82,18 @@ class Database:
             self._generation = None
             try:
                 self._connection = self._connect()
+                self._volatile = self._volatile_now()
             except duckdb.Error:
                 if self._version() != now:
                     continue
                 if _is_out_of_reach(self._path):
                     raise OutOfReach from None
                 raise
-            self._generation, self._threads = now, self._options.threads
+            self._generation, self._threads = now, 1
+
+    def _volatile_now(self) -> Volatile:
+        """Of a folder nothing is: its views are made here, of files that its generation counts."""
+        return Volatile() if self._is_folder else volatile(self._connection)
 
     def _version(self) -> Generation:
         try:
@@ -96,7 +109,7 @@ class Database:
     def _connect(self) -> duckdb.DuckDBPyConnection:
         options = self._options
         config: dict[str, str | bool | int | float | list[str]] = {
-            "threads": str(options.threads),
+            "threads": "1",
             "async_threads": "0",
         }
         if "engine" in options.layers:
@@ -120,7 +133,7 @@ class Database:
         for table, paths in tables.items():
             _mount(connection, table, paths)
         if "engine" in options.layers:
-            _lock(connection, threads=options.max_threads > options.threads)
+            _lock(connection, threads=options.max_threads > 1)
         return connection
 
 

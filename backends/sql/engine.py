@@ -48,12 +48,14 @@ class SqlEngine:
     """One worker process, restarted when it was killed or died.
 
     Replies: 200 a result; 400 an error of the statement; 504 a statement that took too long. The header
-    `x-sql-outcome` says which, and of a result whether it has rows: `ok`, `empty`, `error` or `timeout`. A worker
-    that dies of a statement is a BackendError `crashed`, not retryable: the next worker would die of it too.
+    `x-sql-outcome` says which, and of a result whether it has rows: `ok`, `empty`, `error` or `timeout`; with
+    ` volatile` behind it where the same data may give another result. A worker that dies of a statement is a
+    BackendError `crashed`, not retryable: the next worker would die of it too.
 
     What comes in pieces, rows or progress, is a reply 200 of type `application/x-sql-pieces`: each chunk is one
-    piece, a word, a line feed and a body. The last one is the answer, its word the outcome; those before it are
-    `rows`, lines of NDJSON of which the first one has the columns, or `progress`, a number of percent.
+    piece, a word or two, a line feed and a body. The last one is the answer, and begins as `x-sql-outcome` has it;
+    those before it are `rows`, lines of NDJSON of which the first one has the columns, or `progress`, a number of
+    percent.
     """
 
     def __init__(self, options: SqlOptions, *, breaker: Breaker | None = None) -> None:
@@ -134,10 +136,7 @@ class SqlEngine:
     async def _asked(self, talk: _Talk) -> bytes:
         """The first that is heard of an operation."""
         self._runs += 1
-        try:
-            await talk.child.send(talk.task.to_json(), talk.patience)
-        except BackendError as error:
-            return self._broke(talk, error)
+        talk.child.send(talk.task.to_json())
         return await self._heard(talk)
 
     def _in_pieces(self, talk: _Talk, first: bytes) -> Reply:
@@ -264,9 +263,9 @@ def _down(pause: float) -> BackendError:
 
 
 def _reply(answer: bytes) -> Reply:
-    outcome, body = answers.split(answer)
-    headers = (("content-type", _JSON), ("x-sql-outcome", outcome))
-    return Reply(status=answers.STATUS[outcome], headers=headers, chunks=_once(body))
+    words, body = answers.split(answer)
+    headers = (("content-type", _JSON), ("x-sql-outcome", words))
+    return Reply(status=answers.STATUS[words.partition(" ")[0]], headers=headers, chunks=_once(body))
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

@@ -24,7 +24,7 @@ class SqlOptions:
     the process, which also holds what the engine does not count. `max_rows` and `max_bytes` bound a result,
     `max_stream_rows` and `max_stream_bytes` one that is streamed; a request may ask for less. A stream may take
     `stream_timeout` seconds with the time that its reader takes, where that is more than `timeout`. A statement runs
-    on `threads` threads, one that asks for more on at most `max_threads`.
+    on one thread, one that asks for more on at most `max_threads`.
     A description shows up to `samples` values of each text column.
     `layers` is for those who want to see what each layer holds without another; no configuration reaches it.
     """
@@ -32,7 +32,6 @@ class SqlOptions:
     databases: Mapping[str, str]
     timeout: float = 2.0
     memory: int = 512 * 1024 * 1024
-    threads: int = 1
     max_threads: int = 1
     max_rows: int = 1000
     max_bytes: int = 1_000_000

@@ -9,7 +9,9 @@ from typing import Final
 import orjson
 
 from backends.base import BackendError
-from backends.sql.process import Child, Part, Service, serve
+from backends.sql.process import Child
+from backends.sql.serving import Part, Service, serve
+from policies.dialects import Known, Schema
 from policies.sql import SqlRefused, Statement, check_text, read_statement
 
 WAITING_MOST: Final = 512
@@ -29,6 +31,7 @@ class Parser:
     def __init__(self, *, timeout: float = 0.5) -> None:
         self._timeout = timeout
         self._turn = asyncio.Lock()
+        self._taught: dict[str, int] = {}  # the version of each database's schema that the process has
         self._child: Child | None = None
         self._reading: asyncio.Task[bytes] | None = None
         self._waiting = 0
@@ -44,12 +47,17 @@ class Parser:
         async with self._turn:
             await self._ready()
 
-    async def read(self, text: str, dialect: str = "duckdb", parameters: bool = False) -> Statement:
-        """Raises SqlRefused; BackendError `overloaded` when too many wait, else when there is no helper process."""
+    async def read(
+        self, text: str, dialect: str = "duckdb", parameters: bool = False, known: Known | None = None
+    ) -> Statement:
+        """Raises SqlRefused; BackendError `overloaded` when too many wait, else when there is no helper process.
+
+        A schema goes to the process once for each of its versions.
+        """
         check_text(text)
         await self._line_up()
         # The read goes on when its caller leaves: it is short, and its answer must not meet the next question.
-        self._reading = asyncio.create_task(self._ask(orjson.dumps([text, dialect, parameters])))
+        self._reading = asyncio.create_task(self._ask(text, dialect, parameters, known))
         self._reading.add_done_callback(self._read)
         answer = orjson.loads(await asyncio.shield(self._reading))
         if "refused" in answer:
@@ -88,13 +96,20 @@ class Parser:
         if not reading.cancelled():
             reading.exception()
 
-    async def _ask(self, request: bytes) -> bytes:
+    async def _ask(self, text: str, dialect: str, parameters: bool, known: Known | None) -> bytes:
         child = await self._ready()
+        request: list[object] = [text, dialect, parameters]
+        if known is not None:
+            taught = self._taught.get(known.database) == known.version
+            request += [known.database, None if taught else known.schema]
         try:
-            return await child.ask(request, _BUSY * self._timeout)
+            answer = await child.ask(orjson.dumps(request), _BUSY * self._timeout)
         except BackendError:
             await self._drop()
             raise SqlRefused("the statement is too complex to be read", "too_complex") from None
+        if known is not None:
+            self._taught[known.database] = known.version
+        return answer
 
     async def _ready(self) -> Child:
         if self._closed:
@@ -107,6 +122,7 @@ class Parser:
 
     async def _drop(self) -> None:
         child, self._child = self._child, None
+        self._taught.clear()
         if child is not None:
             await child.kill()
 
@@ -116,12 +132,14 @@ class Reading:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
+        self._schemas: dict[str, Schema] = {}
 
     def handle(self, request: bytes, _part: Part = lambda _part: None) -> bytes:
-        text, dialect, parameters = orjson.loads(request)
+        text, dialect, parameters, *more = orjson.loads(request)
+        schema = self._schema(*more) if more else None
         signal.setitimer(signal.ITIMER_PROF, self._timeout)
         try:
-            statement = read_statement(text, dialect=dialect, parameters=parameters)
+            statement = read_statement(text, dialect=dialect, parameters=parameters, schema=schema)
         except SqlRefused as refusal:
             return orjson.dumps({"refused": str(refusal), "code": refusal.code})
         finally:
@@ -135,6 +153,12 @@ class Reading:
                 "parameters": statement.parameters,
             }
         )
+
+    def _schema(self, database: str, schema: Schema | None) -> Schema:
+        """That of a database, which is sent when it is another than before."""
+        if schema is not None:
+            self._schemas[database] = schema
+        return self._schemas[database]
 
     def interrupt(self) -> None:
         """Nothing: a read is short, and the parent kills what is not."""

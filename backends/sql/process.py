@@ -2,13 +2,11 @@
 
 A frame is four bytes of length, big end first, then that many bytes. The parent's first frame is the child's
 configuration; the child answers it when it is ready, and then every request with one frame, before which it may send
-parts: frames whose length has its highest bit set. An empty frame asks the child to give up the request in hand,
-whose answer then comes early.
+parts: frames whose length has its highest bit set. A third pipe tells the child which request to give up: its number,
+from 0, in four bytes. The answer to that one then comes early.
 
-A pipe holds 64 kB, and the parent reads ahead by about as much: a child whose parts nobody takes waits.
-
-The child lives no longer than its parent: a thread of its own reads the pipe, also while a request runs, and ends
-the process when the pipe closes. It is started afresh, never forked: the parent has threads.
+A pipe holds 64 kB, and the parent reads ahead by about as much: a child whose parts nobody takes waits. The child's
+end is `backends.sql.serving`. It is started afresh, never forked: the parent has threads.
 """
 
 from __future__ import annotations
@@ -16,70 +14,138 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
-import struct
 import sys
-import threading
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final, Protocol
+from asyncio.subprocess import DEVNULL, PIPE
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, cast
 
 from backends.base import BackendError
+from backends.patience import Patience
+from backends.sql.serving import LENGTH, PART, READY
 
 MAX_FRAME: Final = 64 * 1024 * 1024
-_LENGTH: Final = struct.Struct(">I")
-_PART: Final = 1 << 31
-_READY: Final = b"ready"
-
-Part = Callable[[bytes], None]
+_AHEAD: Final = 64 * 1024
 
 
-class Service(Protocol):
-    """What a child does."""
+class _Line(asyncio.SubprocessProtocol):
+    """What a child says, frame by frame. One reader at a time."""
 
-    def handle(self, request: bytes, part: Part) -> bytes:
-        """Answer one request. Whatever it raises ends the process.
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closed = False
+        self._bytes = bytearray()
+        self._frames: deque[tuple[bytes, bool]] = deque()
+        self._held = 0
+        self._paused = False
+        self._reader: asyncio.Future[None] | None = None
 
-        What is given to `part`, from whichever thread, goes ahead of the answer; it waits while the parent is slow.
-        """
-        ...
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
 
-    def interrupt(self) -> None:
-        """Make `handle` return soon. Called from another thread, also when nothing is in hand."""
-        ...
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._bytes += data
+        while (frame := self._cut()) is not None:
+            self._frames.append(frame)
+            self._held += len(frame[0])
+        if self._frames:
+            self._wake()
+            if self._held > _AHEAD and not self._paused:
+                self._paused = True
+                self._pipe().pause_reading()
 
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 1:
+            self.closed = True
+            self._wake()
 
-class StartFailed(Exception):
-    """The child cannot do its work with this configuration; the message goes to the parent."""
+    def process_exited(self) -> None:
+        self.closed = True
+        self._wake()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    async def next(self) -> tuple[bytes, bool]:
+        """The next frame, and whether it is an answer and not a part. Raises EOFError when the child has ended."""
+        while not self._frames:
+            if self.closed:
+                raise EOFError
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        frame = self._frames.popleft()
+        self._held -= len(frame[0])
+        if self._paused and self._held <= _AHEAD:
+            self._paused = False
+            if not self.closed:
+                self._pipe().resume_reading()
+        return frame
+
+    def _cut(self) -> tuple[bytes, bool] | None:
+        """The first frame of what has come, if it is whole."""
+        if len(self._bytes) < LENGTH.size:
+            return None
+        (head,) = LENGTH.unpack_from(self._bytes)
+        length = head & ~PART
+        if length > MAX_FRAME:
+            self.closed = True  # it does not keep to the protocol
+            return None
+        end = LENGTH.size + length
+        if len(self._bytes) < end:
+            return None
+        frame = bytes(self._bytes[LENGTH.size : end])
+        del self._bytes[:end]
+        return frame, not head & PART
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _pipe(self) -> asyncio.ReadTransport:
+        return cast(asyncio.ReadTransport, self._transport.get_pipe_transport(1))
 
 
 class Child:
     """The parent's end. One request at a time; after any failure only `kill` is left.
 
-    A wait that was cancelled can be taken up again by `receive`: no frame is ever read by half.
+    A wait that was cancelled can be taken up again by `receive`.
     """
 
-    def __init__(self, process: Process) -> None:
-        if process.stdin is None or process.stdout is None:
-            raise ValueError("a child needs both its pipes")
-        self._process = process
-        self._to_child = process.stdin
-        self._from_child = process.stdout
-        self._head: int | None = None
+    def __init__(self, transport: asyncio.SubprocessTransport, line: _Line, interrupts: int) -> None:
+        self._transport = transport
+        self._line = line
+        self._to_child = cast(asyncio.WriteTransport, transport.get_pipe_transport(0))
+        self._interrupts: int | None = interrupts
+        self._sent = 0
 
     @classmethod
     async def spawn(cls, module: str, configuration: bytes, *, timeout: float) -> Child:
         """Run a module that calls `serve`, and wait until it is ready. Raises BackendError."""
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", module, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+            transport, line = await asyncio.get_running_loop().subprocess_exec(
+                _Line,
+                *(sys.executable, "-m", module, str(reading)),
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=DEVNULL,
+                start_new_session=True,
+                pass_fds=(reading,),
             )
-        except OSError:
+        except BaseException as error:
+            os.close(writing)
+            if not isinstance(error, OSError):
+                raise
             raise BackendError("a process cannot be started", trouble="refused", retryable=True) from None
-        child = cls(process)
+        finally:
+            os.close(reading)
+        child = cls(transport, line, writing)
         try:
             answer = await child.ask(configuration, timeout)
-            if answer != _READY:
+            if answer != READY:
                 raise BackendError(answer.decode(errors="replace"), trouble="refused", retryable=True)
         except BaseException:
             await child.kill()
@@ -88,74 +154,53 @@ class Child:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._transport.get_pid()
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None and not self._from_child.at_eof()
+        return not self._line.closed
+
+    def send(self, request: bytes) -> None:
+        """Send a request whose frames are to be fetched with `receive`."""
+        self._sent += 1
+        self._to_child.write(LENGTH.pack(len(request)) + request)
 
     async def ask(self, request: bytes, timeout: float) -> bytes:
         """Send a request and wait for its answer, `timeout` seconds in all. Parts are passed over.
 
         Raises BackendError: `timeout`, or `broken` when the child ended.
         """
-        with _troubles():
-            async with asyncio.timeout(timeout):
-                await self._send(request)
-                return await self._answer()
-
-    async def send(self, request: bytes, timeout: float) -> None:
-        """Send a request whose frames are to be fetched with `receive`. Raises BackendError as `ask` does."""
-        with _troubles():
-            async with asyncio.timeout(timeout):
-                await self._send(request)
+        self.send(request)
+        return await self.answer(timeout)
 
     async def answer(self, timeout: float) -> bytes:
         """The answer to the request in hand, what is left of its parts passed over. Raises BackendError as `ask`."""
-        with _troubles():
-            async with asyncio.timeout(timeout):
-                return await self._answer()
+        with _troubles(), Patience(timeout):
+            while True:
+                frame, last = await self._line.next()
+                if last:
+                    return frame
 
     async def receive(self, timeout: float) -> tuple[bytes, bool]:
         """The next frame, and whether it is the answer and not a part. Raises BackendError as `ask` does."""
-        with _troubles():
-            async with asyncio.timeout(timeout):
-                return await self._receive()
-
-    async def _send(self, request: bytes) -> None:
-        self._to_child.write(_LENGTH.pack(len(request)) + request)
-        await self._to_child.drain()
-
-    async def _answer(self) -> bytes:
-        while True:
-            frame, last = await self._receive()
-            if last:
-                return frame
-
-    async def _receive(self) -> tuple[bytes, bool]:
-        if self._head is None:
-            (self._head,) = _LENGTH.unpack(await self._from_child.readexactly(_LENGTH.size))
-        length = self._head & ~_PART
-        if length > MAX_FRAME:
-            raise BackendError("the child does not keep to the protocol", trouble="broken", retryable=False)
-        frame = await self._from_child.readexactly(length)
-        last = not self._head & _PART
-        self._head = None
-        return frame, last
+        with _troubles(), Patience(timeout):
+            return await self._line.next()
 
     def interrupt(self) -> None:
         """Ask the child to give up the request in hand. Its answer is still to be read."""
-        with contextlib.suppress(OSError):
-            self._to_child.write(_LENGTH.pack(0))
+        if self._interrupts is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._interrupts, LENGTH.pack(self._sent - 2))  # the configuration was no request
 
     async def kill(self) -> None:
         """End the process and wait until it is gone. Idempotent."""
+        if self._interrupts is not None:
+            os.close(self._interrupts)
+            self._interrupts = None
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        self._to_child.close()
-        await self._process.wait()
-        with contextlib.suppress(OSError):
-            await self._to_child.wait_closed()
+            self._transport.kill()
+        await asyncio.shield(self._line.ended)
+        self._transport.close()
 
 
 @contextlib.contextmanager
@@ -164,65 +209,5 @@ def _troubles() -> Iterator[None]:
         yield
     except TimeoutError:
         raise BackendError("no answer in time", trouble="timeout", retryable=False) from None
-    except (asyncio.IncompleteReadError, OSError):
+    except EOFError:
         raise BackendError("the child ended", trouble="broken", retryable=False) from None
-
-
-def serve(start: Callable[[bytes], Service]) -> None:
-    """The child's end: never returns. `start` takes the configuration and may raise StartFailed."""
-    requests, answers = _take_pipes()
-    configuration = _read(requests)
-    if configuration is None:
-        os._exit(0)
-    try:
-        service = start(configuration)
-    except StartFailed as error:
-        _write(answers, str(error).encode())
-        os._exit(1)
-    _write(answers, _READY)
-    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(requests, waiting, service), daemon=True).start()
-    writing = threading.Lock()
-
-    def part(frame: bytes) -> None:
-        with writing:
-            _write(answers, frame, _PART)
-
-    while True:
-        answer = service.handle(waiting.get(), part)
-        with writing:
-            _write(answers, answer)
-
-
-def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Keep the pipes for frames only: whatever else reads or prints gets the null device."""
-    requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
-    return requests, answers
-
-
-def _listen(requests: BinaryIO, waiting: queue.SimpleQueue[bytes], service: Service) -> None:
-    while (frame := _read(requests)) is not None:
-        if frame:
-            waiting.put(frame)
-        else:
-            service.interrupt()
-    os._exit(0)
-
-
-def _read(pipe: BinaryIO) -> bytes | None:
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    body = pipe.read(length)
-    return body if len(body) == length else None
-
-
-def _write(pipe: BinaryIO, frame: bytes, mark: int = 0) -> None:
-    pipe.write(_LENGTH.pack(len(frame) | mark) + frame)
-    pipe.flush()

@@ -26,6 +26,7 @@ class Stopper:
         self._changed = threading.Condition()
         self._running: Interruptible | None = None
         self._stop_at = math.inf
+        self._looks_at = math.inf
         threading.Thread(target=self._watch, daemon=True).start()
 
     @contextmanager
@@ -33,7 +34,7 @@ class Stopper:
         """Let the statement run for so many seconds."""
         with self._changed:
             self._running, self._stop_at = statement, time.monotonic() + seconds
-            self._changed.notify()
+            self._hurry()
         try:
             yield
         finally:
@@ -53,21 +54,29 @@ class Stopper:
             with self._changed:
                 if self._stop_at == math.inf:
                     self._stop_at = time.monotonic() + left
-                    self._changed.notify()
+                    self._hurry()
 
     def stop(self) -> None:
         """Interrupt what runs now, if anything does."""
         with self._changed:
             self._stop_at = -math.inf
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Wake the thread where it would look too late: to wake it for each statement would cost as much as a short
+        one does."""
+        if self._stop_at < self._looks_at:
             self._changed.notify()
 
     def _watch(self) -> None:
         with self._changed:
             while True:
+                now = time.monotonic()
                 if self._running is None:
-                    self._changed.wait()
-                elif (left := self._stop_at - time.monotonic()) > 0:
-                    self._changed.wait(min(left, threading.TIMEOUT_MAX))
+                    self._looks_at = math.inf
+                elif self._stop_at > now:
+                    self._looks_at = self._stop_at
                 else:
                     self._running.interrupt()
-                    self._changed.wait(self._every)
+                    self._looks_at = now + self._every
+                self._changed.wait(min(self._looks_at - now, threading.TIMEOUT_MAX))

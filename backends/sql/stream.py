@@ -10,7 +10,7 @@ import duckdb
 import orjson
 
 from backends.sql.encode import Column, columns_of, encode_row, type_name
-from backends.sql.run import BATCH, Query, TooLarge, check, projected, summary
+from backends.sql.run import BATCH, Query, TooLarge, only, projected, run, summary
 
 PIECE: Final = 128 * 1024
 """Bytes of rows that are handed over at once; a row that is larger goes whole."""
@@ -25,10 +25,10 @@ def stream_query(
     first rows are there. Raises NotAQuery, TooLarge and what DuckDB raises, also between pieces.
     """
     started = time.perf_counter()
-    check(cursor, query)
+    only(cursor, query.sql)
     piece, columns = _described(cursor, query)
     plain = not any(column.cast for column in columns)
-    cursor.execute(query.limited if plain else projected(query, columns), query.params)
+    run(cursor, query, query.limited if plain else projected(query, columns))
     count, room, truncated = 0, query.max_bytes, False
     for line in _lines(cursor, columns):
         if len(line) > row_bytes:
@@ -53,7 +53,7 @@ def _described(cursor: duckdb.DuckDBPyConnection, query: Query) -> tuple[bytearr
     """
     # As a subquery the columns would get other names where two have the same.
     names = [row[0] for row in cursor.execute(f"DESCRIBE {query.sql}", query.params).fetchall()]
-    cursor.execute(f"SELECT * FROM ({query.sql}) AS result LIMIT 0", query.params)  # noqa: S608
+    run(cursor, query, f"SELECT * FROM ({query.sql}) AS result LIMIT 0")  # noqa: S608
     kinds = [kind for _, kind, *_ in cursor.description]
     columns = [{"name": name, "type": type_name(kind)} for name, kind in zip(names, kinds, strict=True)]
     head = bytearray(orjson.dumps({"columns": columns}) + b"\n")

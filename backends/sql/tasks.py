@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -24,31 +24,34 @@ class BadTask(Exception):
 class Task:
     """One operation of a worker. `timeout` in seconds; `unlimited` as in `policies.sql.Statement`.
 
-    `params` are the values of the statement's parameters by name. `row_bytes` bounds one row. `progress`:
-    say in parts how far a query is.
+    `tables` are those that the statement names, `params` the values of its parameters by name. `row_bytes` bounds one
+    row. `progress`: say in parts how far a query is. `threads` are what the statement runs on.
     """
 
     op: str
     database: str
     timeout: float
     sql: str
+    tables: Sequence[str]
     limit: int
     max_bytes: int
     unlimited: bool
     params: Mapping[str, Scalar]
     row_bytes: int
     progress: bool
+    threads: int
 
     def to_json(self) -> bytes:
-        return orjson.dumps(asdict(self))
+        return orjson.dumps(self)
 
 
 def read_task(request: Request, options: SqlOptions) -> Task:
     """Raises BadTask.
 
-    The body is `{"sql", "database"?, "limit"?, "max_bytes"?, "timeout"?, "unlimited"?, "params"?, "progress"?}`; a
-    description needs no `sql`. What is absent is the pool's default, what is larger is cut to it. `sql` is the
-    canonical text. A stream has rows and bytes of its own, and each of its rows those of a whole result.
+    The body is `{"sql", "database"?, "limit"?, "max_bytes"?, "timeout"?, "unlimited"?, "tables"?, "params"?,
+    "progress"?, "threads"?}`; a description needs no `sql`. What is absent is the pool's default, or one thread; what
+    is larger is cut to it. `sql` is the canonical text. A stream has rows and bytes of its own, and each of its rows
+    those of a whole result.
     """
     op = _OPERATIONS.get(request.path)
     if op is None:
@@ -66,12 +69,14 @@ def read_task(request: Request, options: SqlOptions) -> Task:
         database=_database(body, options),
         timeout=_number(body, "timeout", options.timeout),
         sql="" if op == "describe" else _sql(body),
+        tables=_tables(body),
         limit=int(_number(body, "limit", options.max_stream_rows if stream else options.max_rows)),
         max_bytes=max_bytes,
         unlimited=body.get("unlimited") is True,
         params=_params(body),
         row_bytes=min(max_bytes, options.max_bytes),
         progress=body.get("progress") is True,
+        threads=_threads(body, options.max_threads),
     )
 
 
@@ -91,11 +96,25 @@ def _database(body: dict[str, Any], options: SqlOptions) -> str:
     return name
 
 
+def _tables(body: dict[str, Any]) -> Sequence[str]:
+    tables = body.get("tables", [])
+    if not isinstance(tables, list) or not all(isinstance(table, str) for table in tables):
+        raise BadTask("tables: a list of names is needed")
+    return tables
+
+
 def _params(body: dict[str, Any]) -> Mapping[str, Scalar]:
     params = body.get("params", {})
     if not isinstance(params, dict) or any(isinstance(value, dict | list) for value in params.values()):
         raise BadTask("params: an object of scalars is needed")
     return params
+
+
+def _threads(body: dict[str, Any], most: int) -> int:
+    threads = body.get("threads", 1)
+    if type(threads) is not int or threads < 1:
+        raise BadTask("threads: a whole number above 0 is needed")
+    return min(threads, most)
 
 
 def _number(body: dict[str, Any], field: str, most: float) -> float:

@@ -16,9 +16,9 @@ from backends.sql.describe import describe
 from backends.sql.failures import code_of, message_of
 from backends.sql.operations import query
 from backends.sql.options import SqlOptions
-from backends.sql.process import Part, Service, StartFailed, serve
 from backends.sql.run import NotAQuery, TooLarge
 from backends.sql.sandbox import Confinement
+from backends.sql.serving import Part, Service, StartFailed, serve
 from backends.sql.stopper import Stopper
 
 _FILES: Final = 512
@@ -46,8 +46,8 @@ class Worker:
             return answers.result(orjson.dumps({"confinement": str(self._confinement)}))
         try:
             database = self._databases[task["database"]]
-            with database.cursor(threads=task.get("threads")) as cursor, self._limit(cursor, task["timeout"]):
-                return self._run(cursor, task, part)
+            with database.cursor(threads=task.get("threads", 1)) as cursor, self._limit(cursor, task["timeout"]):
+                return self._run(database, cursor, task, part)
         except NotAQuery:
             return answers.failure("only one query at a time may run", "refused")
         except TooLarge as error:
@@ -67,10 +67,10 @@ class Worker:
     def _limit(self, cursor: duckdb.DuckDBPyConnection, seconds: float) -> contextlib.AbstractContextManager[None]:
         return self._stopper.limit(cursor, seconds) if "timeout" in self._options.layers else contextlib.nullcontext()
 
-    def _run(self, cursor: duckdb.DuckDBPyConnection, task: dict[str, Any], part: Part) -> bytes:
+    def _run(self, database: Database, cursor: duckdb.DuckDBPyConnection, task: dict[str, Any], part: Part) -> bytes:
         if task["op"] == "describe":
             return answers.result(describe(cursor, task["database"], samples=self._options.samples))
-        return query(cursor, task, self._stopper, part)
+        return query(cursor, task, self._stopper, part, volatile=database.is_volatile(task.get("tables", ())))
 
 
 def confine(options: SqlOptions) -> Confinement:

@@ -47,6 +47,13 @@ def edit(body: bytes, replace: Mapping[str, object], drop: Collection[str] = ())
     return (text[:head] + ",".join(kept) + text[tail:]).encode()
 
 
+def values(body: bytes) -> dict[str, str]:
+    """The top-level members of a body that `parse` took, each value as the text that it is; the last of a key."""
+    text = body.decode()
+    members = _members(text, text.index("{") + 1)
+    return {member.key: text[member.value : member.value_end] for member in members}
+
+
 def _lacks(body: bytes, names: Iterable[str]) -> bool:
     """Whether these members are certainly absent, told without a scan: no escape can spell their letters."""
     return b"\\u00" not in body and all(

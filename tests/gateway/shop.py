@@ -114,11 +114,11 @@ def database(path: Path) -> Path:
     return path
 
 
-def sections(folder: Path, *, tools: str = "pass", visits: int = 3) -> dict[str, Any]:
-    """The workflow `shop`, its prompts written to the folder."""
+def sections(folder: Path, *, tools: str = "pass", visits: int = 3, recall: str | None = None) -> dict[str, Any]:
+    """The workflow `shop`, its prompts written to the folder; its LLM stages recall for so long."""
     for name, text in PROMPTS.items():
         (folder / f"{name}.md").write_text(text)
-    llm = {stage: {"pool": stage, "prompt": f"{stage}.md", "visits": visits} for stage in STAGES}
+    llm = {stage: {"pool": stage, "prompt": f"{stage}.md", "visits": visits, "recall": recall} for stage in STAGES}
     offered: dict[str, Any] = {"tools": ["execute_sql"], "sampling": {"temperature": 0, "max_tokens": 200}}
     stages: dict[str, Any] = {
         "retrieve": {"pool": "warehouse", "tool": "describe_tables"},
@@ -143,7 +143,13 @@ def warehouse(folder: Path, *, workers: int = 1, **more: object) -> dict[str, ob
 
 @asynccontextmanager
 async def shop(
-    folder: Path, *, tools: str = "pass", visits: int = 3, options: EmulatedOptions = FAST, **more: Any
+    folder: Path,
+    *,
+    tools: str = "pass",
+    visits: int = 3,
+    recall: str | None = None,
+    options: EmulatedOptions = FAST,
+    **more: Any,
 ) -> AsyncIterator[Shop]:
     """Three engines, one SQL worker and the gateway before them; at the end nothing may still be held.
 
@@ -156,7 +162,9 @@ async def shop(
         }
         pools = {stage: attached(server.url) for stage, server in engines.items()}
         text = written(
-            {**pools, "warehouse": warehouse(folder)}, **sections(folder, tools=tools, visits=visits), **more
+            {**pools, "warehouse": warehouse(folder)},
+            **sections(folder, tools=tools, visits=visits, recall=recall),
+            **more,
         )
         up = await stack.enter_async_context(running(folder, text))
         yield Shop(up, engines)

@@ -121,7 +121,7 @@ def _held(gateway: Gateway, servers: tuple[EmulatedServer, ...]) -> list[str]:
 def _serves_a_call(task: asyncio.Task[Any]) -> bool:
     """Whether a task is one that must end with its requests: uvicorn's, the watch on its client, a shared answer."""
     coroutine = getattr(task.get_coro(), "__qualname__", "")
-    return task.get_name() == "client watch" or coroutine.endswith(("run_asgi", "Recall._fly"))
+    return task.get_name() == "client watch" or coroutine.endswith(("run_asgi", "Recall._fly", "Completions._fly"))
 
 
 def error_of(reply: httpx.Response) -> dict[str, Any]:

@@ -205,10 +205,12 @@ class Client:
         self.gone = asyncio.get_running_loop().create_future()
         self._body: list[Message] = [{"type": "http.request", "body": orjson.dumps(chat(stream=True))}]
         self.sent: list[Message] = []
+        self.watched = False
 
     async def receive(self) -> Message:
         if self._body:
             return self._body.pop()
+        self.watched = True
         await self.gone
         return {"type": "http.disconnect"}
 
@@ -239,7 +241,7 @@ async def test_a_client_that_leaves_in_the_step_in_which_it_is_granted_a_slot_gi
         async with runtime.ticket(blocking) as ticket:
             attempt = (await ticket.start()).attempt
             call = asyncio.ensure_future(serve_chat(scope, client.receive, client.send))
-            await until(lambda: waiting(up) == 1, "the client in the queue")
+            await until(lambda: waiting(up) == 1 and client.watched, "the client in the queue")
             if steps < 0:
                 client.gone.set_result(None)
                 await passing(-steps - 1)

@@ -50,14 +50,14 @@ def test_a_header_given_twice_is_refused_by_name() -> None:
 
 
 def test_written_names_the_fields_of_its_direction() -> None:
-    assert headers.written("upstream", {"run": "r1", "priority": "-3"}) == (
+    assert headers.written("upstream", {"run": "r1", "priority": "-3"}) == [
         ("X-Session-ID", "r1"),
         ("X-Vllm-Priority", "-3"),
-    )
-    assert headers.written("reply", {"run": "r1", "queue_ms": "12"}) == (
+    ]
+    assert headers.written("reply", {"run": "r1", "queue_ms": "12", "pool": ""}) == [
         ("X-Workflow-Id", "r1"),
         ("X-Workflow-Queue-Ms", "12"),
-    )
+    ]
     with pytest.raises(KeyError):
         headers.written("upstream", {"pool": "p"})
 

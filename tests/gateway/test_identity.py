@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.identity import Identity, Place, alias_place, read_identity, split_path
+from gateway.identity import NOBODY, Identity, Place, alias_place, read_identity, split_path
 from gateway.openai.errors import ApiError
 
 Headers = list[tuple[bytes, bytes]]
@@ -58,8 +58,8 @@ def refusal(
 
 
 def test_a_call_that_says_nothing_has_an_empty_identity() -> None:
-    assert read_identity([(b"host", b"x")], {"model": "m"}) == Identity()
-    assert read_identity([]) == Identity(source="none")
+    assert read_identity([(b"host", b"x")], {"model": "m"}) == NOBODY
+    assert read_identity([]) == Identity(source="none", final=True)
 
 
 def test_every_field_is_read_from_its_header() -> None:
@@ -136,7 +136,7 @@ def test_the_first_channel_that_speaks_wins_field_by_field() -> None:
     assert read([], {}, "alias", "key") == ("by-alias", "s-alias", "alias")
     assert read([], {}, "key") == ("by-key", "", "key")
     assert read([(b"x-workflow-stage", b"s")], {}) == ("", "s", "header")
-    mixed = read_identity(headers, {**body})
+    mixed = read_identity([*headers, (b"x-workflow-id", b"r")], {**body})
     assert (mixed.final, mixed.step, mixed.priority) == (False, 2, 4)
 
 
@@ -215,14 +215,14 @@ def test_an_ill_formed_body_is_refused_by_its_member(body: dict[str, object], me
 def test_metadata_that_names_no_workflow_is_read_where_it_fits_and_never_refused() -> None:
     metadata = {"stage": {"nested": 1}, "priority": "high", "final": "soon", "agent": "planner", "step": "2"}
     identity = read_identity([], {"metadata": metadata}, path=Place("w", "s"))
-    assert (identity.stage, identity.priority, identity.final) == ("s", 0, False)
+    assert (identity.stage, identity.priority, identity.step) == ("s", 0, 2)
     assert (identity.agent, identity.step) == ("planner", 2)
 
 
 def test_what_is_null_is_absent() -> None:
     body = {"workflow": {"id": None, "step": None, "hints": None}, "metadata": None}
-    assert read_identity([], body) == Identity(body_keys_to_strip=("workflow",))
-    assert read_identity([], {"workflow": None}) == Identity(body_keys_to_strip=("workflow",))
+    assert read_identity([], body) == Identity(body_keys_to_strip=("workflow",), final=True)
+    assert read_identity([], {"workflow": None}) == Identity(body_keys_to_strip=("workflow",), final=True)
 
 
 @pytest.mark.parametrize(

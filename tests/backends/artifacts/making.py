@@ -7,13 +7,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from backends.artifacts.memory import MemoryTier
 from backends.artifacts.news import News
 from backends.artifacts.redis_tier import RedisTier
 from backends.artifacts.shared import Shared
-from backends.artifacts.tiers import Artifacts, Recipe
+from backends.artifacts.tiers import Artifacts
 from policies.artifacts import Artifact, Head, Name, Shelf, Worth
 
 SCOPE = ("tenant", "schemas")
@@ -71,8 +71,10 @@ def published(key: str = "k", value: bytes = b"1", *, tags: Collection[str] = ()
     return Artifact(head, value)
 
 
-def recipe(key: str = "k", *, tags: Collection[str] = (), tenant: str = "t") -> Recipe:
-    return Recipe(name=name(key, tenant=tenant), lifetime=600, tags=tuple(tags))
+def computed(key: str = "k", value: bytes = b"1") -> Artifact:
+    """An artifact as the gateway makes one itself: in no list, depending on nothing."""
+    artifact = published(key, value)
+    return replace(artifact, head=replace(artifact.head, listed=False))
 
 
 @asynccontextmanager

@@ -12,26 +12,10 @@ from backends.artifacts.news import Dropped, Invalidated, Published, Reset
 from backends.artifacts.tiers import Got
 from policies.artifacts import Artifact
 from tests.backends.artifacts.conftest import RedisServer
-from tests.backends.artifacts.making import PATIENCE, SCOPE, Site, name, published, recipe, site, sites, until
+from tests.backends.artifacts.making import PATIENCE, SCOPE, Site, computed, name, published, site, sites, until
 
 GENEROUS = 5.0
 """Seconds that Redis gets where a test is not about its being slow: the machine may be busy."""
-
-
-class Work:
-    """A computation that says how often it ran, and ends when it is let."""
-
-    def __init__(self, value: bytes = b"1", *, held: bool = False) -> None:
-        self.value = value
-        self.runs = 0
-        self.free = asyncio.Event()
-        if not held:
-            self.free.set()
-
-    async def __call__(self) -> bytes:
-        self.runs += 1
-        await self.free.wait()
-        return self.value
 
 
 async def value_of(at: Site, key: str = "k") -> bytes | None:
@@ -55,91 +39,26 @@ async def asked_again(at: Site) -> None:
 # --- one gateway ----------------------------------------------------------------------------------------------
 
 
-async def test_sixty_four_who_ask_at_once_have_it_computed_once() -> None:
+async def test_what_was_kept_is_found_and_nobody_is_told() -> None:
     async with site() as at:
-        work = Work(held=True)
-        asking = [asyncio.create_task(at.artifacts.get_or_compute(recipe(), work)) for _ in range(64)]
-        await until(lambda: work.runs > 0, "the computation")
-        work.free.set()
-        got = await asyncio.gather(*asking)
-        assert [one.source for one in got] == ["computed", *["joined"] * 63]
-        assert {one.artifact.value for one in got} == {b"1"}
-        assert work.runs == 1
-        assert (await at.artifacts.get_or_compute(recipe(), work)).source == "memory"
-        assert at.counted.lookups == {("memory", "miss"): 64, ("memory", "hit"): 1}
-
-
-async def test_a_computation_outlives_the_one_who_began_it() -> None:
-    async with site() as at:
-        work = Work(held=True)
-        first = asyncio.create_task(at.artifacts.get_or_compute(recipe(), work))
-        await until(lambda: work.runs > 0, "the computation")
-        second = asyncio.create_task(at.artifacts.get_or_compute(recipe(), work))
-        await asyncio.sleep(0)
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        work.free.set()
-        assert (await second).source == "joined"
-        assert work.runs == 1
-
-
-async def test_a_computation_that_nobody_waits_for_ends_and_the_next_one_begins_anew() -> None:
-    async with site() as at:
-        work = Work(held=True)
-        first = asyncio.create_task(at.artifacts.get_or_compute(recipe(), work))
-        await until(lambda: work.runs > 0, "the computation")
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        work.free.set()
-        assert (await at.artifacts.get_or_compute(recipe(), work)).source == "computed"
-        assert work.runs == 2
-
-
-async def test_what_a_computation_raises_comes_out_for_all_and_is_not_kept() -> None:
-    async with site() as at:
-        failing = True
-
-        async def work() -> bytes:
-            await asyncio.sleep(0)
-            if failing:
-                raise ValueError("no such table")
-            return b"1"
-
-        both = [at.artifacts.get_or_compute(recipe(), work) for _ in range(2)]
-        outcomes = await asyncio.gather(*both, return_exceptions=True)
-        assert [str(error) for error in outcomes] == ["no such table"] * 2
-        failing = False
-        assert (await at.artifacts.get_or_compute(recipe(), work)).source == "computed"
-
-
-@pytest.mark.parametrize("change", ["invalidate", "drop", "publish"])
-async def test_what_changes_while_it_is_computed_is_neither_kept_nor_joined(change: str) -> None:
-    async with site() as at:
-        old, new = Work(b"old", held=True), Work(b"new")
-        asked = asyncio.create_task(at.artifacts.get_or_compute(recipe(tags=["orders"]), old))
-        await until(lambda: old.runs > 0, "the computation")
-        if change == "invalidate":
-            await at.artifacts.invalidate("t", ["orders"])
-        elif change == "drop":
-            await at.artifacts.drop(name())
-        else:
-            await at.artifacts.publish(published(value=b"new"))
-        assert (await at.artifacts.get_or_compute(recipe(tags=["orders"]), new)).artifact.value == b"new"
-        old.free.set()
-        assert (await asked).artifact.value == b"old"  # it was asked for before the change
-        assert await value_of(at) == b"new"
+        assert await value_of(at) is None
+        await at.artifacts.keep(computed())
+        got = await at.artifacts.get(name())
+        assert got is not None
+        assert (got.artifact.value, got.source) == (b"1", "memory")
+        assert at.counted.lookups == {("memory", "miss"): 1, ("memory", "hit"): 1}
+        assert at.news == []
+        assert await at.artifacts.listed("t", SCOPE) == ([], True)
 
 
 async def test_an_invalidation_of_another_tenant_or_tag_changes_nothing() -> None:
     async with site() as at:
-        work = Work(held=True)
-        asked = asyncio.create_task(at.artifacts.get_or_compute(recipe(tags=["orders"]), work))
-        await until(lambda: work.runs > 0, "the computation")
+        await at.artifacts.publish(published(tags=["orders"]))
         await at.artifacts.invalidate("u", ["orders"])
         await at.artifacts.invalidate("t", ["customers"])
-        work.free.set()
-        await asked
         assert await value_of(at) == b"1"
+        await at.artifacts.invalidate("t", ["orders"])
+        assert await value_of(at) is None
 
 
 async def test_memory_stays_within_its_bytes_and_says_what_had_to_go() -> None:
@@ -156,13 +75,14 @@ async def test_memory_stays_within_its_bytes_and_says_what_had_to_go() -> None:
 
 async def test_what_one_gateway_computed_the_other_finds(redis_server: RedisServer) -> None:
     async with sites(redis_server.url, timeout=GENEROUS) as (one, other):
-        work = Work()
-        assert (await one.artifacts.get_or_compute(recipe(tags=["orders"]), work)).source == "computed"
+        await one.artifacts.keep(computed())
         await written_behind(one)
-        got = await other.artifacts.get_or_compute(recipe(tags=["orders"]), work)
-        assert (got.source, got.artifact.value, work.runs) == ("redis", b"1", 1)
-        assert (await other.artifacts.get_or_compute(recipe(), work)).source == "memory"
+        for source in ("redis", "memory"):
+            got = await other.artifacts.get(name())
+            assert got is not None
+            assert (got.artifact.value, got.source) == (b"1", source)
         assert other.counted.lookups["redis", "hit"] == 1
+        assert other.news == []
 
 
 Change = Callable[[Site], Awaitable[object]]
@@ -194,20 +114,6 @@ async def test_a_change_at_one_gateway_reaches_the_memory_of_the_other(
         assert await value_of(one) == left
         heads, whole = await other.artifacts.listed("t", SCOPE)
         assert ([head.name.key for head in heads], whole) == (["k"] if left else [], True)
-
-
-async def test_a_result_begun_before_an_invalidation_elsewhere_is_kept_nowhere(redis_server: RedisServer) -> None:
-    async with sites(redis_server.url, timeout=GENEROUS) as (one, other):
-        work = Work(b"old", held=True)
-        asked = asyncio.create_task(one.artifacts.get_or_compute(recipe(tags=["orders"]), work))
-        await until(lambda: work.runs > 0, "the computation")
-        await other.artifacts.invalidate("t", ["orders"])
-        await until(lambda: any(isinstance(news, Invalidated) for news in one.news), "news of the invalidation")
-        work.free.set()
-        await asked
-        await written_behind(one)
-        assert await value_of(one) is None
-        assert await value_of(other) is None
 
 
 async def test_the_news_tell_who_published_what_with_small_values_and_without_large_ones(
@@ -345,9 +251,8 @@ async def test_a_frozen_redis_costs_its_timeout_a_few_times_and_then_nothing(red
         took = []
         for number in range(8):
             began = time.monotonic()
-            got = await at.artifacts.get_or_compute(recipe(str(number)), Work())
+            assert await value_of(at, str(number)) is None
             took.append(time.monotonic() - began)
-            assert got.source == "computed"
         assert await value_of(at, "known") == b"1"
         slow = [seconds for seconds in took if seconds > 0.09]
         assert 3 <= len(slow) <= 5, took  # until the breaker opens; it may let a trial through after that
@@ -383,7 +288,8 @@ async def test_more_who_ask_at_once_than_there_are_connections_all_get_their_ans
 
 async def test_a_redis_that_was_never_there_fails_nobody() -> None:
     async with site("redis://127.0.0.1:1/0") as at:
-        assert (await at.artifacts.get_or_compute(recipe(), Work())).source == "computed"
+        await at.artifacts.keep(computed())
+        assert await value_of(at) == b"1"
         assert await at.artifacts.publish(published("p")) == (True, False)
         assert await value_of(at, "p") == b"1"
         assert await value_of(at, "q") is None
@@ -401,13 +307,9 @@ async def test_killing_and_starting_redis_under_load_loses_no_request(redis_serv
                 turn += 1
                 key = f"{number % 4}-{turn % 50}"
                 value = key.encode()
-
-                async def compute(value: bytes = value) -> bytes:
-                    await asyncio.sleep(0)
-                    return value
-
-                got = await at.artifacts.get_or_compute(recipe(key, tags=[key]), compute)
-                assert got.artifact.value == value
+                if await value_of(at, key) != value:
+                    await at.artifacts.keep(computed(key, value))
+                assert await value_of(at, key) == value
                 own: Artifact = published(f"own-{number}", value)
                 await at.artifacts.publish(own)
                 back: Got | None = await at.artifacts.get(own.head.name)

@@ -37,7 +37,6 @@ def test_a_result_is_found_by_an_equal_key_only() -> None:
         replace(KEY, tenant="ad", database=""),
     ]
     assert [cache.get(other) for other in others] == [None] * len(others)
-    assert (cache.hits, cache.misses) == (1, len(others))
 
 
 def test_what_saves_the_least_for_its_bytes_and_uses_goes_first() -> None:
@@ -50,7 +49,6 @@ def test_what_saves_the_least_for_its_bytes_and_uses_goes_first() -> None:
     assert _kept(cache, 4) == [0, 2, 3], "0.2 s are the least: the third was wanted ten times"
     cache.put(_key(4), b"x" * 50, seconds=2.0)
     assert _kept(cache, 5) == [2, 3, 4], "the fourth saves more for its bytes than the first"
-    assert (cache.evictions, cache.declined) == (2, 0)
 
 
 @pytest.mark.parametrize(("size", "seconds"), [(100, 0.001), (700, 2.0)])
@@ -60,7 +58,7 @@ def test_what_is_cheaper_to_run_again_than_what_would_go_for_it_is_not_kept(size
         cache.put(_key(number), b"x" * 100, seconds=0.1 * (number + 1) ** 3)
     cache.put(_key(3), b"x" * size, seconds=seconds)
     assert _kept(cache, 4) == [0, 1, 2]
-    assert (cache.declined, cache.evictions, cache.used) == (1, 0, 1500)
+    assert cache.used == 1500
 
 
 def test_what_nobody_wants_any_more_goes_however_dear_it_was() -> None:

@@ -102,6 +102,11 @@ async def test_what_is_not_a_task_is_refused_by_field(
         ({"sql": "SELECT 1", "limit": True}, "limit:"),
         ({"sql": "SELECT 1", "timeout": "2"}, "timeout:"),
         ({"sql": "SELECT 1", "max_bytes": -1}, "max_bytes:"),
+        ({"sql": "SELECT 1", "tables": "t"}, "tables:"),
+        ({"sql": "SELECT 1", "tables": [1]}, "tables:"),
+        ({"sql": "SELECT 1", "threads": 0}, "threads:"),
+        ({"sql": "SELECT 1", "threads": True}, "threads:"),
+        ({"sql": "SELECT 1", "threads": 1.5}, "threads:"),
     ]
     for body, words in tasks:
         status, answer = await ask(engine, **body)

@@ -12,6 +12,7 @@ import pytest
 
 from backends.base import BackendError
 from backends.sql.parser import WAITING_MOST, Parser, Reading
+from policies.dialects import Known
 from policies.sql import SqlRefused, read_statement
 
 
@@ -23,6 +24,20 @@ async def test_a_statement_read_elsewhere_is_the_same_statement(parser: Parser) 
     assert mysql.canonical == 'SELECT "a"'
     asking = "select a from t where b = ? and c = ?"
     assert await parser.read(asking, parameters=True) == read_statement(asking, parameters=True)
+
+
+async def test_a_text_is_read_by_the_schema_that_came_with_it_or_with_an_earlier_one(parser: Parser) -> None:
+    text = 'SELECT "a", "b", "c"'
+    for database, version, columns, canonical in [
+        ("one", 1, "a", "SELECT \"a\", 'b', 'c'"),
+        ("two", 2, "b", "SELECT 'a', \"b\", 'c'"),
+        ("one", 1, "a", "SELECT \"a\", 'b', 'c'"),
+        ("one", 3, "bc", 'SELECT \'a\', "b", "c"'),
+        ("two", 2, "b", "SELECT 'a', \"b\", 'c'"),
+    ]:
+        known = Known(database=database, version=version, schema={"t": dict.fromkeys(columns, "VARCHAR")})
+        assert (await parser.read(text, "sqlite", known=known)).canonical == canonical
+    assert (await parser.read(text, "sqlite")).canonical == text
 
 
 async def test_refusals_come_back_with_their_code(parser: Parser) -> None:

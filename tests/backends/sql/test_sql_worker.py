@@ -19,7 +19,8 @@ from backends.sql import worker as worker_module
 from backends.sql.breaker import Breaker
 from backends.sql.failures import code_of, message_of
 from backends.sql.options import SqlOptions
-from backends.sql.process import Child, StartFailed
+from backends.sql.process import Child
+from backends.sql.serving import StartFailed
 from backends.sql.stopper import Stopper
 from backends.sql.worker import Worker
 
@@ -230,7 +231,7 @@ async def test_a_child_that_cannot_be_started_or_ends_at_once_is_an_error(monkey
 
 async def test_a_child_that_does_not_keep_to_the_frames_is_broken() -> None:
     child = await Child.spawn("backends.sql.parser", b"0.5", timeout=20)
-    child._from_child.feed_data(b"\xff\xff\xff\xff")
+    child._line.pipe_data_received(1, b"\xff\xff\xff\xff")
     with pytest.raises(BackendError) as error:
         await child.ask(b'["select 1", "duckdb"]', 5)
     assert error.value.trouble == "broken"

@@ -1,0 +1,333 @@
+"""A model's answers, from wherever they come: an engine, memory, Redis, or another call that is being answered now.
+
+What is the same whenever it is computed (temperature 0, or a seed) is computed once, where its stage says so. The
+answer then belongs to nobody: it is read off the engine as long as one of those who asked reads it, whoever began.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final, Protocol
+
+import orjson
+
+from backends.artifacts.tiers import Artifacts
+from backends.flights import Flight, Flights
+from gateway import headers as names
+from gateway.answers import Tokens, cut_short, finished, whole_answer
+from gateway.attempts import Attempt, asked_of_a_pool
+from gateway.intake import Asked, Intake
+from gateway.openai import sse
+from gateway.openai.errors import ApiError, interrupted
+from gateway.openai.payload import Payload
+from gateway.openai.splice import values
+from gateway.recall import REFUSALS
+from gateway.runtime import Runtime
+from gateway.settings import Config
+from gateway.tape import Tape
+from policies.artifacts import Artifact, Head, Name
+from policies.calls import Call, Outcome, Source
+from policies.events import Start
+
+SCOPE: Final = "completions"
+"""No topic of agentic state has a scope of this name: no client comes by what is kept here, or puts it there."""
+FORMAT: Final = 1
+"""Of what is kept: a gateway of another version that shares a Redis must not take it for its own."""
+SILENT: Final = frozenset(
+    (
+        *("user", "metadata", "store", "safety_identifier", "prompt_cache_key"),  # whose call it is, and its records
+        *("cache_salt", "priority", "request_id"),  # how it is computed
+    )
+)
+"""Members of a body that change nothing in the answer."""
+BROKEN_OFF: Final = frozenset(("abort", "error"))
+"""Reasons to finish that an engine gives for an answer that has not come to its end."""
+
+
+class Counts(Protocol):
+    """What the metrics hear of it."""
+
+    def completion_looked_up(self, pool: str, cache: str) -> None: ...
+
+    def completion_saved(self, pool: str, seconds: float) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Completion:
+    """An answer that has begun: whole in `body`, or as `events`, which are there a batch after the other.
+
+    `cache` says where it comes from: `hit`, `joined`, `miss`; nothing where nobody looked. `start` is there where an
+    engine was asked for this very call. `tokens` and `seconds`, what it took the engine, are known at its end.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    start: Start | None = None
+    cache: str = ""
+    body: bytes = b""
+    events: AsyncIterator[list[bytes]] | None = None
+    tokens: Tokens = field(default_factory=Tokens)
+    seconds: float = 0.0
+
+    def reply_headers(self, asked: Asked) -> list[tuple[str, str]]:
+        """The headers of the reply that passes it on."""
+        return [*names.reply(self.headers), *asked.reply_headers(self.start, cache=self.cache)]
+
+    def outcome(self, source: Source) -> Outcome:
+        """How a call ended that was given this answer without an engine."""
+        return Outcome(fate="ok" if self.status == 200 else "error", source=source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """A call, what is to be sent for it, and what the answer is kept as, for so many seconds."""
+
+    asked: Asked
+    call: Call
+    payload: Payload
+    body: bytes
+    name: Name
+    lifetime: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Flying:
+    """An answer that is being computed: the id of the call that began it, and what has come of it so far."""
+
+    leader: str
+    tape: Tape[Completion]
+
+
+class Completions:
+    """Answers the calls to models."""
+
+    def __init__(
+        self, *, config: Config, runtime: Runtime, intake: Intake, artifacts: Artifacts, counts: Counts
+    ) -> None:
+        self._lifetimes = {
+            (workflow, name): stage.recall
+            for workflow, one in config.workflows.items()
+            for name, stage in one.stages.items()
+            if stage.recall is not None
+        }
+        self._most = config.state.value
+        self._runtime = runtime
+        self._intake = intake
+        self._artifacts = artifacts
+        self._counts = counts
+        self._flights = Flights[Name, None, _Flying]()
+
+    def ask(self, asked: Asked, call: Call, payload: Payload, body: bytes) -> AbstractAsyncContextManager[Completion]:
+        """The answer to a call, once it has begun; `body` is what an engine is to get. Raises ApiError.
+
+        What of it comes later is read in the block: leaving it says that nobody reads any more.
+        """
+        lifetime = self._lifetimes.get((call.workflow, call.stage))
+        if lifetime is None or not deterministic(payload):
+            return self._computed(asked, call, payload, body)
+        name = Name(call.tenant, (SCOPE, call.pool), _key(payload, body))
+        return self._recalled(_Wish(asked=asked, call=call, payload=payload, body=body, name=name, lifetime=lifetime))
+
+    @asynccontextmanager
+    async def _computed(self, asked: Asked, call: Call, payload: Payload, body: bytes) -> AsyncIterator[Completion]:
+        """From an engine, for this call."""
+        stream = payload.stream
+        request = partial(self._intake.request, asked, call, payload.endpoint, body, stream=stream)
+        async with asked_of_a_pool(self._runtime, call, request, stream=stream) as attempt:
+            found = Completion(status=attempt.status, headers=attempt.headers, start=attempt.start, body=attempt.body)
+            if attempt.rest is None:
+                found.tokens = whole_answer(attempt)
+                found.seconds = self._runtime.now() - attempt.began
+                yield found
+                return
+            async with aclosing(_live(found, attempt)) as events:
+                found.events = events
+                yield found
+
+    @asynccontextmanager
+    async def _recalled(self, wish: _Wish) -> AsyncIterator[Completion]:
+        """From wherever it is to be had."""
+        while True:
+            async with AsyncExitStack() as stack:
+                found = await self._found(wish, stack)
+                if found is not None:
+                    self._counts.completion_looked_up(wish.call.pool, found.cache)
+                    yield found
+                    return
+
+    async def _found(self, wish: _Wish, stack: AsyncExitStack) -> Completion | None:
+        """The answer, which is read while the stack stands. None where the call that began it was refused: that says
+        nothing of this one."""
+        name, call = wish.name, wish.call
+        if self._flights.get(name) is None and (got := await self._artifacts.get(name)) is not None:
+            return self._kept(wish, got.artifact)
+        flight = self._flights.get(name)  # it may have begun while Redis was asked
+        if flight is not None:
+            return await self._joined(wish, flight, stack)
+        tape = Tape[Completion](self._most)
+        flight = self._flights.begin(name, _Flying(call.id, tape), self._fly(wish, tape))
+        stack.enter_context(self._flights.aboard(name, flight))
+        head = await tape.head()
+        if head.events is None:
+            return replace(head, cache="miss")
+        return replace(head, cache="miss", events=await stack.enter_async_context(aclosing(tape.read())))
+
+    def _kept(self, wish: _Wish, artifact: Artifact) -> Completion:
+        """What was kept, as it was when it was computed."""
+        line, _, text = artifact.value.partition(b"\n")
+        head = artifact.head
+        found = Completion(status=200, headers=(("content-type", head.type),), cache="hit", seconds=head.cost)
+        found.tokens = Tokens(**orjson.loads(line))
+        if wish.payload.stream:
+            found.events = _at_once(text)
+        else:
+            found.body = text
+        self._runtime.recalled(wish.call, found.outcome("cache"))
+        self._counts.completion_saved(wish.call.pool, found.seconds)
+        return found
+
+    async def _joined(self, wish: _Wish, flight: Flight[None, _Flying], stack: AsyncExitStack) -> Completion | None:
+        """What another call has begun, from its first event on."""
+        tape = flight.about.tape
+        ticket = await stack.enter_async_context(self._runtime.follow(wish.call, flight.about.leader))
+        stack.enter_context(self._flights.aboard(wish.name, flight))
+        try:
+            head = await tape.head()
+        except ApiError as error:
+            if error.code not in REFUSALS:  # what broke the leader's would break this one too
+                raise
+            return None
+
+        def done() -> None:
+            ticket.finished(None, head.outcome("joined"))
+            self._counts.completion_saved(wish.call.pool, head.seconds)
+
+        found = replace(head, start=None, cache="joined")
+        if head.events is None:
+            done()
+        else:
+            found.events = await stack.enter_async_context(aclosing(_then(tape.read(), done)))
+        return found
+
+    async def _fly(self, wish: _Wish, tape: Tape[Completion]) -> None:
+        """Compute an answer for all who read it, and keep it before they know its end."""
+        try:
+            async with self._computed(wish.asked, wish.call, wish.payload, wish.body) as found:
+                tape.begin(found)
+                ends = _Ends()
+                if found.events is not None:
+                    await self._record(wish.name, found.events, ends, tape)
+                elif found.status == 200:
+                    ends.see(orjson.loads(found.body))
+                if ends.all and tape.whole:
+                    await self._keep(wish, found, b"".join(tape.events) or found.body)
+            tape.end()
+        except ApiError as error:
+            tape.end(error)
+        finally:
+            tape.end(interrupted())
+
+    async def _record(
+        self, name: Name, events: AsyncIterator[list[bytes]], ends: _Ends, tape: Tape[Completion]
+    ) -> None:
+        """Put events on the tape. Who comes when it can hold no more finds no beginning, and begins anew."""
+        async for batch in events:
+            if not tape.fits(batch):
+                self._flights.part(name)
+            for event in batch:
+                ends.see(sse.chunk_of(event))
+            await tape.add(batch)
+
+    async def _keep(self, wish: _Wish, found: Completion, text: bytes) -> None:
+        """Keep an answer that is whole, unless it is too large."""
+        if len(text) > self._most:
+            return
+        value = orjson.dumps(found.tokens) + b"\n" + text
+        now = self._artifacts.now()
+        head = Head(
+            name=wish.name,
+            size=len(value),
+            type=next(value for name, value in found.headers if name.lower() == "content-type"),
+            producer=wish.call.stage,
+            cost=found.seconds,
+            made=now,
+            expires=now + wish.lifetime,
+        )
+        await self._artifacts.keep(Artifact(head, value))
+
+
+class _Ends:
+    """Which choices of an answer have begun, and which of them have come to an end."""
+
+    def __init__(self) -> None:
+        self._ended: dict[object, bool] = {}
+
+    def see(self, chunk: object) -> None:
+        """Look at an event's data, or at a whole answer."""
+        match chunk:
+            case {"choices": [*choices]}:
+                for choice in choices:
+                    match choice:
+                        case {"index": int(index), **rest}:
+                            reason = rest.get("finish_reason")
+                            ended = isinstance(reason, str) and reason not in BROKEN_OFF
+                            self._ended[index] = self._ended.get(index, False) or ended
+
+    @property
+    def all(self) -> bool:
+        """Whether there are any, and each has ended."""
+        return bool(self._ended) and all(self._ended.values())
+
+
+def deterministic(payload: Payload) -> bool:
+    """Whether a body asks for the same answer each time it is sent."""
+    return payload.temperature == 0 or payload.seed is not None
+
+
+def _key(payload: Payload, body: bytes) -> str:
+    """What is asked. The order of the members says nothing; the order within each does: prompts are made of it."""
+    said = sorted((name, value) for name, value in values(body).items() if name not in SILENT)
+    return hashlib.blake2b(orjson.dumps([FORMAT, payload.endpoint, said])).hexdigest()
+
+
+async def _live(found: Completion, attempt: Attempt) -> AsyncGenerator[list[bytes], None]:
+    """An engine's events as they come; reports their end. One that is broken does not come, those before it do."""
+    tokens = found.tokens
+    with cut_short(attempt):
+        async for batch in _from_the_first(attempt):
+            for index, event in enumerate(batch):
+                try:
+                    tokens.count(event)
+                except ApiError:
+                    if index:
+                        yield batch[:index]
+                    raise
+            yield batch
+        if not tokens.done:
+            raise interrupted()
+    found.seconds = attempt.ticket.runtime.now() - attempt.began
+    finished(attempt, tokens)
+
+
+async def _from_the_first(attempt: Attempt) -> AsyncIterator[list[bytes]]:
+    assert attempt.rest is not None
+    yield attempt.held
+    async for batch in attempt.rest:
+        yield batch
+
+
+async def _at_once(text: bytes) -> AsyncIterator[list[bytes]]:
+    """Events that were kept, all of them."""
+    cut = sse.Events()
+    yield [event for event in (*cut.feed(text), cut.rest()) if event]
+
+
+async def _then(events: AsyncIterator[list[bytes]], done: Callable[[], None]) -> AsyncGenerator[list[bytes], None]:
+    """Events, and something to be done when they have come to their end."""
+    async for batch in events:
+        yield batch
+    done()
