@@ -176,6 +176,21 @@ async def test_members_that_change_nothing_in_the_answer_and_the_order_of_all_do
     assert said(again) == said(first)
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\r"])
+async def test_an_engines_own_line_ends_come_again_as_they_were(tmp_path: Path, end: bytes) -> None:
+    pieces = [piece.replace(b"\n", end) for piece in (b": hm\n\n", CHUNK % 1, END % (1, b"stop"), DONE)]
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.pieces([*pieces, b"\n" if end == b"\r" else b""])
+
+    async with recording(answer) as engine, before(engine.url, tmp_path) as up:
+        replies = [await up.http.post(CHAT, json=exact(stream=True)) for _ in range(2)]
+        assert [cache(reply) for reply in replies] == ["miss", "hit"]
+        assert replies[0].content.startswith(b"".join(pieces)[:-1])
+        assert said(replies[0]) == said(replies[1])
+        assert len(engine.seen) == 1
+
+
 @module_loop
 async def test_tenants_and_their_pages_of_state_see_nothing_of_it(shared: tuple[Running, EmulatedServer]) -> None:
     up, _ = shared
