@@ -3,7 +3,7 @@
     python -m bench.sql [--rounds N]
 
 CPU time is that of the gateway and all its children, as the kernel counts it, beside what a bare HTTP exchange with
-the same server costs (`GET /health` with a body as long). Rounds alternate; figures are medians of rounds.
+the same server costs (`GET /health` with a body as long) at the same pace. Figures are medians of rounds.
 """
 
 from __future__ import annotations
@@ -63,55 +63,65 @@ async def costs(folder: Path, rounds: int) -> list[Bar]:
     """CPU per request beyond the exchange itself: exact text kept, canonical form kept, nothing kept."""
     numbers = itertools.count(1)
     kinds: dict[str, Callable[[], bytes]] = {
-        "exchange": lambda: exchange(len(ask(POINT))),
         "exact": lambda: post(ask(POINT)),
         "canonical": lambda: post(ask(f"{POINT} -- {next(numbers)}")),
         "grouped": lambda: post(ask(f"{GROUPED} -- {next(numbers)}")),
         "uncached": lambda: post(ask(f"select {next(numbers)}")),
     }
+    beyond: dict[str, list[float]] = {kind: [] for kind in kinds}
+    own: list[float] = []
     async with gateway(pools(folder, workers=1)) as site, connected(site) as (reader, writer):
-        spent = await rounds_of(kinds, rounds, site, reader, writer)
-    own = alone("select {}", rounds)
-    beyond = {kind: cost - spent["exchange"] for kind, cost in spent.items()}
-    tell(f"an exchange alone {spent['exchange']:.0f} µs; DuckDB's own time for `select 1` {own:.0f} µs of CPU")
+        for number in range(-1, rounds):  # the first is to warm up
+            for kind, request in kinds.items():
+                cost, pace = await cost_of(request, site, reader, writer)
+                bare, _ = await cost_of(lambda: exchange(len(ask(POINT))), site, reader, writer, pace=pace)
+                if kind == "uncached":
+                    own.append(alone("select {}", pace))
+                    bare += own[-1]
+                if number >= 0:
+                    beyond[kind].append((cost - bare) / 1000)
+    tell(f"DuckDB's own time for `select 1` at the pace of the requests: {statistics.median(own):.0f} µs of CPU")
+    for kind, values in beyond.items():
+        tell(f"{kind}: {min(values):.3f} to {max(values):.3f} ms in {rounds} rounds")
+    middle = {kind: statistics.median(values) for kind, values in beyond.items()}
     return [
-        Bar("(a) exact text kept: CPU beyond the exchange", beyond["exact"], 150, "µs"),
-        Bar("(b) canonical form kept, short query: CPU beyond it", beyond["canonical"] / 1000, 1.2, "ms"),
-        Bar("(b) canonical form kept, grouped query: CPU beyond it", beyond["grouped"] / 1000, 1.2, "ms"),
-        Bar("(d) uncached `select 1`: CPU beyond it and DuckDB's own", (beyond["uncached"] - own) / 1000, 1.5, "ms"),
+        Bar("(a) exact text kept: CPU beyond the exchange", middle["exact"] * 1000, 150, "µs"),
+        Bar("(b) canonical form kept, short query: CPU beyond it", middle["canonical"], 1.2, "ms"),
+        Bar("(b) canonical form kept, grouped query: CPU beyond it", middle["grouped"], 1.2, "ms"),
+        Bar("(d) uncached `select 1`: CPU beyond it and DuckDB's own", middle["uncached"], 1.5, "ms"),
     ]
 
 
-async def rounds_of(
-    kinds: dict[str, Callable[[], bytes]],
-    rounds: int,
+async def cost_of(
+    request: Callable[[], bytes],
     site: Site,
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-) -> dict[str, float]:
-    """The median cost of a request of each kind, in µs."""
-    spent: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for number in range(-1, rounds):  # the first is to warm up
-        for kind, request in kinds.items():
-            before = cpu_of(site.pid)
-            for _ in range(HTTP_EACH):
-                writer.write(request())
-                await reply(reader)
-            if number >= 0:
-                spent[kind].append((cpu_of(site.pid) - before) / HTTP_EACH / 1000)
-    return {kind: statistics.median(values) for kind, values in spent.items()}
+    *,
+    pace: float = 0.0,
+) -> tuple[float, float]:
+    """The CPU that a request costs, in µs, and the seconds from one to the next: at least `pace`, waited for.
+
+    What comes seldom finds cold caches, and costs more than in a tight loop: like is compared with like.
+    """
+    before, began = cpu_of(site.pid), time.perf_counter()
+    for number in range(1, HTTP_EACH + 1):
+        writer.write(request())
+        await reply(reader)
+        if (early := began + number * pace - time.perf_counter()) > 0:
+            await asyncio.sleep(early)
+    took = time.perf_counter() - began
+    return (cpu_of(site.pid) - before) / HTTP_EACH / 1000, took / HTTP_EACH
 
 
-def alone(sql: str, rounds: int) -> float:
-    """The CPU that DuckDB takes by itself for a statement on a cursor of its own, in µs."""
-    values = []
+def alone(sql: str, pace: float) -> float:
+    """The CPU that DuckDB takes by itself for a statement on a cursor of its own, in µs; one each `pace` seconds."""
     with duckdb.connect(config={"threads": 1}) as connection:
-        for _ in range(rounds):
-            before = time.process_time_ns()
-            for number in range(HTTP_EACH):
-                connection.cursor().execute(sql.format(number)).fetchall()
-            values.append((time.process_time_ns() - before) / HTTP_EACH / 1000)
-    return statistics.median(values)
+        spent, began = time.process_time_ns(), time.perf_counter()
+        for number in range(1, HTTP_EACH + 1):
+            connection.cursor().execute(sql.format(number)).fetchall()
+            time.sleep(max(0.0, began + number * pace - time.perf_counter()))
+        return (time.process_time_ns() - spent) / HTTP_EACH / 1000
 
 
 def cpu_of(pid: int) -> int:

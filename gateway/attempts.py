@@ -8,8 +8,9 @@ a stream can still be started elsewhere.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from backends.base import BackendError, Reply, Request
 from gateway.openai import sse
@@ -60,65 +61,94 @@ async def asked_of_a_pool(
         yield attempt
 
 
-@asynccontextmanager
-async def begun(
+def begun(
     runtime: Runtime, ticket: Ticket, request: Callable[[Start], Request], *, stream: bool
-) -> AsyncIterator[Attempt]:
+) -> AbstractAsyncContextManager[Attempt]:
     """The attempt that an engine has taken up. Raises ApiError when none does.
 
     The block must report the end by `ticket.finished` or `ticket.failed`; leaving it earlier aborts the attempt.
     """
-    last: BackendError | None = None
-    while True:
-        try:
-            start = await ticket.start()
-        except RefusedCall as refusal:
-            raise explained(refusal, last) from last
-        async with AsyncExitStack() as stack:
+    return _Begun(runtime, ticket, request, stream=stream)
+
+
+class _Begun:
+    """A class: generators cost a short call more than all that they do here."""
+
+    def __init__(
+        self, runtime: Runtime, ticket: Ticket, request: Callable[[Start], Request], *, stream: bool
+    ) -> None:
+        self._runtime = runtime
+        self._ticket = ticket
+        self._request = request
+        self._stream = stream
+        self._opened: AbstractAsyncContextManager[Reply] | None = None
+
+    async def __aenter__(self) -> Attempt:
+        ticket = self._ticket
+        last: BackendError | None = None
+        while True:
             try:
-                attempt = await _begin(ticket, stack, start, request(start), stream=stream)
+                start = await ticket.start()
+            except RefusedCall as refusal:
+                raise explained(refusal, last) from last
+            try:
+                attempt = await self._begin(start)
             except BackendError as error:
                 last = error
             else:
                 if ticket.call.kind == "llm":  # rows have no prefill
                     ticket.first_token(start.attempt)
-                yield attempt
-                return
-        ticket.failed(start.attempt, last.trouble, final=not last.retryable)
+                return attempt
+            ticket.failed(start.attempt, last.trouble, final=not last.retryable)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._opened is not None
+        return await self._opened.__aexit__(kind, error, trace)
+
+    async def _begin(self, start: Start) -> Attempt:
+        runtime = self._runtime
+        engine = runtime.engines.get(start.engine)
+        if engine is None:
+            raise BackendError("the engine has gone", trouble="refused", retryable=True)
+        began = runtime.now()
+        request = self._request(start)
+        opened = engine.open(request)
+        reply = await opened.__aenter__()
+        try:
+            _judge(reply, request)
+            rest, held, body = await _taken(reply, stream=self._stream)
+        except BaseException as error:
+            await opened.__aexit__(type(error), error, error.__traceback__)
+            raise
+        self._opened = opened
+        return Attempt(
+            ticket=self._ticket,
+            start=start,
+            status=reply.status,
+            headers=reply.headers,
+            began=began,
+            first_content=runtime.now(),
+            body=body,
+            held=held,
+            rest=rest,
+        )
 
 
-async def _begin(ticket: Ticket, stack: AsyncExitStack, start: Start, request: Request, *, stream: bool) -> Attempt:
-    runtime = ticket.runtime
-    engine = runtime.engines.get(start.engine)
-    if engine is None:
-        raise BackendError("the engine has gone", trouble="refused", retryable=True)
-    began = runtime.now()
-    reply = await stack.enter_async_context(engine.open(request))
-    _judge(reply, request)
+async def _taken(reply: Reply, *, stream: bool) -> tuple[AsyncIterator[list[bytes]] | None, list[bytes], bytes]:
+    """What is still to come, what came before the first content and with it, and the body of a whole reply."""
     kind = _header(reply, "content-type")
     if reply.status == 200 and kind == PIECES:
-        rest, held, body = _pieces(reply), [], b""
-    elif stream and reply.status == 200:
+        return _pieces(reply), [], b""
+    if stream and reply.status == 200:
         if not kind.startswith("text/event-stream"):
             raise BackendError("the engine did not answer with a stream", trouble="broken", retryable=False)
         rest = _events(reply)
-        held = await _until_content(rest)
-        body = b""
-    else:
-        if reply.status == 200 and not kind.startswith("application/json"):
-            raise BackendError("the engine did not answer with JSON", trouble="broken", retryable=False)
-        rest, held, body = None, [], await _whole(reply)
-    return Attempt(
-        ticket=ticket,
-        start=start,
-        status=reply.status,
-        headers=reply.headers,
-        began=began,
-        first_content=runtime.now(),
-        body=body,
-        held=held,
-        rest=rest,
-    )
+        return rest, await _until_content(rest), b""
+    if reply.status == 200 and not kind.startswith("application/json"):
+        raise BackendError("the engine did not answer with JSON", trouble="broken", retryable=False)
+    return None, [], await _whole(reply)
 
 
 def _judge(reply: Reply, request: Request) -> None:

@@ -270,9 +270,9 @@ class _Reader:
     def known(self, text: str, dialect: str, columns: Known | None) -> Statement | None:
         return self.texts.get(text, dialect, columns)
 
-    async def read(self, text: str, dialect: str, columns: Known | None) -> Statement:
+    async def read(self, text: str, dialect: str, columns: Known | None, tenant: str) -> Statement:
         known = self.texts.get(text, dialect, columns)
         if known is None:
-            known = await self.parser.read(text, dialect, parameters=True, known=columns)
+            known = await self.parser.read(text, dialect, parameters=True, known=columns, tenant=tenant)
             self.texts.put(text, dialect, known, columns)
         return known

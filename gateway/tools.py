@@ -20,8 +20,9 @@ from gateway.attempts import Attempt, begun
 from gateway.columns import Columns
 from gateway.intake import Asked, Intake
 from gateway.openai.errors import bad_request, interrupted, not_found, timeout, unavailable
-from gateway.params import Misfit, Params, Scalar, bound
+from gateway.params import Misfit, Scalar, bound
 from gateway.progress import OnProgress, telling
+from gateway.question import Question
 from gateway.recall import Recall
 from gateway.rows import Rows, streamed
 from gateway.runtime import Runtime
@@ -41,7 +42,7 @@ class Reader(Protocol):
 
     def known(self, text: str, dialect: str, columns: Known | None) -> Statement | None: ...
 
-    async def read(self, text: str, dialect: str, columns: Known | None) -> Statement: ...
+    async def read(self, text: str, dialect: str, columns: Known | None, tenant: str) -> Statement: ...
 
 
 class Results(Protocol):
@@ -172,54 +173,39 @@ class Desk:
     async def query(
         self,
         asked: Asked,
-        sql: str,
+        question: Question,
         *,
-        database: str | None = None,
-        limit: int | None = None,
         stage: str | None = None,
-        dialect: str | None = None,
-        params: Params = (),
         on_progress: OnProgress | None = None,
     ) -> Answer:
-        """Run one read-only statement. `limit` in rows, at most what the pool allows. Raises ApiError (404, 503).
+        """Run one read-only statement. Raises ApiError (404, 503).
 
-        `dialect` is the pool's own where it is not said. `on_progress` hears how far the statement is, where the
-        engine can tell and this call is the one that runs it.
+        `on_progress` hears how far the statement is, where the engine can tell and this call is the one that runs it.
         """
-        ready = await self._ready(asked, sql, database, stage=stage, dialect=dialect, params=params)
+        ready = await self._ready(asked, question, stage=stage)
         if isinstance(ready, Answer):
             return ready
         async with telling(on_progress) if on_progress is not None else nullcontext() as report:
-            answer = await self._answered(asked, ready, limit, report)
-        return answer.placed(sql)
+            answer = await self._answered(asked, ready, question.limit, report)
+        return answer.placed(question.sql)
 
-    def at_hand(
-        self,
-        asked: Asked,
-        sql: str,
-        *,
-        database: str | None = None,
-        limit: int | None = None,
-        stage: str | None = None,
-        dialect: str | None = None,
-        params: Params = (),
-    ) -> Answer | None:
+    def at_hand(self, asked: Asked, question: Question) -> Answer | None:
         """As `query`, where this very text was read before and its result is kept: nothing waits. Raises ApiError."""
-        house, database = self._find(database)
-        dialect = dialect or house.settings.dialect
+        house, database = self._find(question.database)
+        dialect = question.dialect or house.settings.dialect
         columns, there = None, True
         if dialect in BY_SCHEMA:
             there, columns = self._columns.at_hand(database, _key(house, "", database, DESCRIBE, 0))
-        statement = house.reader.known(sql, dialect, columns) if there else None
+        statement = house.reader.known(question.sql, dialect, columns) if there else None
         if statement is None or not statement.deterministic:
             return None
         try:
-            values = bound(params, statement.parameters)
+            values = bound(question.params, statement.parameters)
         except Misfit:
             return None
-        call = self._intake.sql_call(asked, house.pool, sql, stage=stage)
+        call = self._intake.sql_call(asked, house.pool, question.sql)
         ready = _Ready(house=house, database=database, call=call, statement=statement, values=values)
-        key = ready.key(asked.caller.tenant, min(limit or house.settings.max_rows, house.settings.max_rows))
+        key = ready.key(asked.caller.tenant, min(question.limit or house.settings.max_rows, house.settings.max_rows))
         answer = self._recalls[house.pool].at_hand(key, call)
         if answer is not None:
             self._count("hit")
@@ -237,48 +223,29 @@ class Desk:
         return await self._recalled(house, ready.key(asked.caller.tenant, rows), ready.call, job)
 
     @asynccontextmanager
-    async def stream(
-        self,
-        asked: Asked,
-        sql: str,
-        *,
-        database: str | None = None,
-        limit: int | None = None,
-        dialect: str | None = None,
-        params: Params = (),
-    ) -> AsyncIterator[Answer | Rows]:
+    async def stream(self, asked: Asked, question: Question) -> AsyncIterator[Answer | Rows]:
         """As `query`, for the rows as they come, with limits of their own; an answer where there are none.
 
         Such results are not kept. Leaving the block stops the statement. Raises ApiError, also out of the block.
         """
-        ready = await self._ready(asked, sql, database, stage=None, dialect=dialect, params=params)
+        ready = await self._ready(asked, question)
         if isinstance(ready, Answer):
             yield ready
             return
         self._count("stream")
         settings = ready.house.settings
-        most = min(limit or settings.max_stream_rows, settings.max_stream_rows)
+        most = min(question.limit or settings.max_stream_rows, settings.max_stream_rows)
         request = ready.job("/sql/stream", most, settings.max_stream_bytes).request(ready.call)
         longest = settings.stream_timeout
         async with streamed(self._runtime, ready.call, request, total=self._total, longest=longest) as found:
             yield found
 
-    async def _ready(
-        self,
-        asked: Asked,
-        sql: str,
-        database: str | None,
-        *,
-        stage: str | None,
-        dialect: str | None,
-        params: Params,
-    ) -> _Ready | Answer:
+    async def _ready(self, asked: Asked, question: Question, *, stage: str | None = None) -> _Ready | Answer:
         """The statement read and its parameters bound, or why it may not run. Raises ApiError (404, 503)."""
-        house, database = self._find(database)
-        call = self._intake.sql_call(asked, house.pool, sql, stage=stage)
+        house, database = self._find(question.database)
+        call = self._intake.sql_call(asked, house.pool, question.sql, stage=stage)
         try:
-            statement = await self.read(asked, house, database, sql, dialect)
-            values = bound(params, statement.parameters)
+            statement, values = await self.read(asked, question)
         except SqlRefused as error:
             answer = refusal(str(error), error.code)
         except Misfit as error:
@@ -291,15 +258,18 @@ class Desk:
         self._runtime.recalled(call, _outcome(answer, "cache"))
         return answer
 
-    async def read(
-        self, asked: Asked, house: Warehouse, database: str, sql: str, dialect: str | None = None
-    ) -> Statement:
-        """Read a statement as `query` would. Raises SqlRefused, BackendError and ApiError."""
-        dialect = dialect or house.settings.dialect
+    async def read(self, asked: Asked, question: Question) -> tuple[Statement, dict[str, Scalar]]:
+        """Read a statement as `query` would, and the values of its parameters by name.
+
+        Raises SqlRefused, Misfit, BackendError and ApiError.
+        """
+        house, database = self._find(question.database)
+        dialect = question.dialect or house.settings.dialect
         columns = None
         if dialect in BY_SCHEMA:
             columns = await self._columns.of(asked, database, _key(house, "", database, DESCRIBE, 0))
-        return await house.reader.read(sql, dialect, columns)
+        statement = await house.reader.read(question.sql, dialect, columns, asked.caller.tenant)
+        return statement, bound(question.params, statement.parameters)
 
     async def describe(self, asked: Asked, *, database: str | None = None, stage: str | None = None) -> Answer:
         """The tables of a database: `{"database", "text", "tables"}`, the text byte-stable for prompts."""
@@ -308,26 +278,6 @@ class Desk:
         key = _key(house, "", database, DESCRIBE, 0)
         job = _Job(path="/sql/describe", members={"database": database}, timeout=house.settings.timeout)
         return await self._recalled(house, key, call, job)
-
-    async def call(
-        self, asked: Asked, name: str, arguments: str, *, stage: str, database: str | None = None
-    ) -> Answer:
-        """Run a model's tool call. Arguments that are not what the tool takes are an error for the model to mend."""
-        try:
-            document = orjson.loads(arguments or b"{}")
-        except orjson.JSONDecodeError:
-            return refusal("the arguments of the tool call are not valid JSON", "invalid_arguments")
-        if not isinstance(document, dict):
-            return refusal("the arguments of the tool call must be a JSON object", "invalid_arguments")
-        wanted = document.get("database", database)
-        if wanted not in (self.databases if len(self.databases) > 1 else (None, *self.databases)):
-            return refusal(f"database: must be one of {', '.join(self.databases)}", "invalid_arguments")
-        if name == DESCRIBE:
-            return await self.describe(asked, database=wanted, stage=stage)
-        sql = document.get("sql", document.get("query"))
-        if not isinstance(sql, str) or not sql.strip():
-            return refusal("sql: must be one SQL statement as text", "invalid_arguments")
-        return await self.query(asked, sql, database=wanted, stage=stage)
 
     async def _recalled(self, house: Warehouse, key: Hashable, call: Call, job: _Job) -> Answer:
         async def compute(leader: Call) -> Answer:

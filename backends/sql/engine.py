@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from backends.base import BackendError, EngineReport, Reply, Request
 from backends.sql import answers
@@ -42,6 +42,23 @@ class _Talk:
         """Seconds to wait for the next frame. Rows come when their reader takes them: no end is set to them here."""
         spent = 0.0 if self.task.op == "stream" else time.monotonic() - self.began
         return self.task.timeout + GRACE - spent
+
+
+class _Opened:
+    """One operation as a block. A class: generators cost a short statement more than all that they do here."""
+
+    def __init__(self, engine: SqlEngine, request: Request) -> None:
+        self._engine = engine
+        self._request = request
+        self._talk: _Talk | None = None
+
+    async def __aenter__(self) -> Reply:
+        reply, self._talk = await self._engine.begin(self._request)
+        return reply
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._talk is not None:
+            self._engine.end(self._talk)
 
 
 class SqlEngine:
@@ -88,32 +105,38 @@ class SqlEngine:
             raise _closed()
         return await confinement_of(self._child)
 
-    @asynccontextmanager
-    async def open(self, request: Request) -> AsyncIterator[Reply]:
+    def open(self, request: Request) -> AbstractAsyncContextManager[Reply]:
         """Run the operation to its end. Leaving before stops the statement, by a kill where it does not obey.
 
         A worker that is down is waited for, `head_timeout` at most: a queue that were refused instead would be
         offered call by call and be empty before the worker is back. Raises BackendError: `overloaded` while
         another statement runs, `refused` when no worker came up.
         """
+        return _Opened(self, request)
+
+    async def begin(self, request: Request) -> tuple[Reply, _Talk | None]:
+        """The reply as soon as there is something to it, and the operation that `end` ends."""
         try:
             task = read_task(request, self._options)
         except BadTask as error:
-            yield _reply(answers.failure(str(error), "invalid_request"))
-            return
+            return _reply(answers.failure(str(error), "invalid_request")), None
         if self._busy:
             raise BackendError("the SQL worker is busy", trouble="overloaded", retryable=True)
         self._busy = True
+        talk = None
         try:
             talk = _Talk(await self._ready(request.head_timeout), task, time.monotonic())
-            try:
-                first = await self._asked(talk)
-                yield _reply(first) if talk.over else self._in_pieces(talk, first)
-            finally:
-                if not talk.over:
-                    self._begin(self._settle(talk.child))
-        finally:
-            self._busy = False
+            first = await self._asked(talk)
+        except BaseException:
+            self.end(talk)
+            raise
+        return _reply(first) if talk.over else self._in_pieces(talk, first), talk
+
+    def end(self, talk: _Talk | None) -> None:
+        """The worker is free, or will be when what it has in hand is stopped."""
+        if talk is not None and not talk.over:
+            self._begin(self._settle(talk.child))
+        self._busy = False
 
     async def report(self) -> EngineReport:
         """Raises BackendError when there is no worker and none is coming at once."""
@@ -265,8 +288,20 @@ def _down(pause: float) -> BackendError:
 def _reply(answer: bytes) -> Reply:
     words, body = answers.split(answer)
     headers = (("content-type", _JSON), ("x-sql-outcome", words))
-    return Reply(status=answers.STATUS[words.partition(" ")[0]], headers=headers, chunks=_once(body))
+    return Reply(status=answers.STATUS[words.partition(" ")[0]], headers=headers, chunks=_Once(body))
 
 
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
+class _Once:
+    """A body as the only chunk."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        body, self._body = self._body, None
+        if body is None:
+            raise StopAsyncIteration
+        return body

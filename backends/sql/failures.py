@@ -21,9 +21,11 @@ _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (duckdb.OutOfMemoryException, "memory"),
     (MemoryError, "memory"),
 )
+_READ_MOST: Final = 4_000
+"""Characters of an error that are looked at: it may quote a value of the statement's, of whatever length."""
 _PATH: Final = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+[^\s'\"]*")
 # The engine offers its own system tables where it knows no better; the guard refuses them.
-_NO_HINT: Final = re.compile(r'\s*Did you mean "(?:pg_|duckdb_|sqlite_|pragma_|information_schema)[^"]*"\?')
+_NO_HINT: Final = re.compile(r'Did you mean "(?:pg_|duckdb_|sqlite_|pragma_|information_schema)[^"]*"\?')
 _COLUMNS: Final = """
     SELECT schema_name, table_name, column_name FROM duckdb_columns()
     WHERE NOT internal AND database_name = current_database()
@@ -51,7 +53,7 @@ def message_of(error: BaseException, private: Iterable[str], cursor: Cursor | No
     if code in _SAID:
         return _SAID[code]
     known = _names(cursor) if cursor is not None and code == "binder" else {}
-    text = explained(_NO_HINT.sub("", str(error)), known, FUNCTIONS)
+    text = explained(_NO_HINT.sub("", str(error)[:_READ_MOST]), known, FUNCTIONS)
     for word in sorted(private, key=len, reverse=True):
         text = text.replace(word, "…")
     return _PATH.sub("…", text)[:500]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import signal
+from collections import OrderedDict
 from typing import Final
 
 import orjson
@@ -11,6 +13,7 @@ import orjson
 from backends.base import BackendError
 from backends.sql.process import Child
 from backends.sql.serving import Part, Service, serve
+from backends.sql.turns import Turns
 from policies.dialects import Known, Schema
 from policies.sql import SqlRefused, Statement, check_text, read_statement
 
@@ -19,6 +22,9 @@ WAITING_MOST: Final = 512
 
 _START: Final = 20.0
 _BUSY: Final = 10
+_HOPELESS: Final = (signal.SIGPROF, signal.SIGSEGV)
+"""How a process ends by its text: its time is up, or its stack."""
+_REMEMBERED: Final = 1024
 
 
 class Parser:
@@ -26,15 +32,17 @@ class Parser:
 
     Honest texts of the greatest length take up to a quarter of a second; `timeout` is for the others. It counts the
     process's own time, so that a busy machine refuses nobody; by the clock a read may take `_BUSY` times as long.
+    Tenants have their turns one after the other, and a text that has ended a process ends no other: one tenant's
+    hostile texts cost another's at most one of them.
     """
 
     def __init__(self, *, timeout: float = 0.5) -> None:
         self._timeout = timeout
-        self._turn = asyncio.Lock()
+        self._turns = Turns(WAITING_MOST)
         self._taught: dict[str, int] = {}  # the version of each database's schema that the process has
+        self._hopeless: OrderedDict[bytes, None] = OrderedDict()
         self._child: Child | None = None
-        self._reading: asyncio.Task[bytes] | None = None
-        self._waiting = 0
+        self._settling: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -44,22 +52,31 @@ class Parser:
 
     async def start(self) -> None:
         """Start the process now, so that the first text does not wait for it. Raises BackendError."""
-        async with self._turn:
+        await self._turns.take("")
+        try:
             await self._ready()
+        finally:
+            self._turns.give()
 
     async def read(
-        self, text: str, dialect: str = "duckdb", parameters: bool = False, known: Known | None = None
+        self,
+        text: str,
+        dialect: str = "duckdb",
+        parameters: bool = False,
+        known: Known | None = None,
+        *,
+        tenant: str = "",
     ) -> Statement:
         """Raises SqlRefused; BackendError `overloaded` when too many wait, else when there is no helper process.
 
         A schema goes to the process once for each of its versions.
         """
         check_text(text)
-        await self._line_up()
-        # The read goes on when its caller leaves: it is short, and its answer must not meet the next question.
-        self._reading = asyncio.create_task(self._ask(text, dialect, parameters, known))
-        self._reading.add_done_callback(self._read)
-        answer = orjson.loads(await asyncio.shield(self._reading))
+        digest = hashlib.sha256(f"{dialect}\0{text}".encode()).digest()
+        if digest in self._hopeless:
+            raise _too_complex()
+        await self._turns.take(tenant)
+        answer = orjson.loads(await self._asked(digest, [text, dialect, parameters], known))
         if "refused" in answer:
             raise SqlRefused(answer["refused"], answer["code"])
         return Statement(
@@ -73,47 +90,63 @@ class Parser:
     async def aclose(self) -> None:
         """End the process. Idempotent."""
         self._closed = True
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+        if self._settling is not None:
+            self._settling.cancel()
+            await asyncio.gather(self._settling, return_exceptions=True)
         await self._drop()
 
-    async def _line_up(self) -> None:
-        """Wait for the turn, in the caller's own task: whoever leaves is out of the line. Raises BackendError."""
-        if self._waiting >= WAITING_MOST:
-            raise BackendError(
-                "too many statements wait to be read", trouble="overloaded", retryable=True, retry_after=1.0
-            )
-        self._waiting += 1
+    async def _asked(self, digest: bytes, request: list[object], known: Known | None) -> bytes:
+        """The answer of the process; at the end of it the turn is over."""
+        child = None
         try:
-            await self._turn.acquire()
-        finally:
-            self._waiting -= 1
-
-    def _read(self, reading: asyncio.Task[bytes]) -> None:
-        """The next in line may go. Takes note of a failure that may have nobody to wait for it any more."""
-        self._turn.release()
-        if not reading.cancelled():
-            reading.exception()
-
-    async def _ask(self, text: str, dialect: str, parameters: bool, known: Known | None) -> bytes:
-        child = await self._ready()
-        request: list[object] = [text, dialect, parameters]
-        if known is not None:
-            taught = self._taught.get(known.database) == known.version
-            request += [known.database, None if taught else known.schema]
-        try:
+            child = await self._ready()
+            if known is not None:
+                taught = self._taught.get(known.database) == known.version
+                request += [known.database, None if taught else known.schema]
+                self._taught[known.database] = known.version
             answer = await child.ask(orjson.dumps(request), _BUSY * self._timeout)
+        except asyncio.CancelledError:
+            if child is not None:  # a read is short: its answer is waited for, and must not meet the next question
+                self._settling = asyncio.create_task(self._settle(child, digest))
+            else:
+                self._turns.give()
+            raise
         except BackendError:
-            await self._drop()
-            raise SqlRefused("the statement is too complex to be read", "too_complex") from None
-        if known is not None:
-            self._taught[known.database] = known.version
+            await self._failed(child, digest)
+            if child is None:
+                raise
+            if self._closed:
+                raise _closed() from None
+            raise _too_complex() from None
+        self._turns.give()
         return answer
+
+    async def _settle(self, child: Child, digest: bytes) -> None:
+        """Let a read end whose caller has left."""
+        try:
+            await child.answer(_BUSY * self._timeout)
+        except BackendError:
+            await self._failed(child, digest)
+        except asyncio.CancelledError:
+            self._turns.give()
+            raise
+        else:
+            self._turns.give()
+
+    async def _failed(self, child: Child | None, digest: bytes) -> None:
+        """Note a text that has ended its process, and give up the turn."""
+        try:
+            await self._drop()
+            if child is not None and child.ended_by in _HOPELESS:
+                self._hopeless[digest] = None
+                if len(self._hopeless) > _REMEMBERED:
+                    self._hopeless.popitem(last=False)
+        finally:
+            self._turns.give()
 
     async def _ready(self) -> Child:
         if self._closed:
-            raise BackendError("the reader of SQL is closed", trouble="refused", retryable=False)
+            raise _closed()
         if self._child is not None and not self._child.alive:
             await self._drop()
         if self._child is None:
@@ -125,6 +158,14 @@ class Parser:
         self._taught.clear()
         if child is not None:
             await child.kill()
+
+
+def _closed() -> BackendError:
+    return BackendError("the reader of SQL is closed", trouble="refused", retryable=False)
+
+
+def _too_complex() -> SqlRefused:
+    return SqlRefused("the statement is too complex to be read", "too_complex")
 
 
 class Reading:

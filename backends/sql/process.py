@@ -160,6 +160,12 @@ class Child:
     def alive(self) -> bool:
         return not self._line.closed
 
+    @property
+    def ended_by(self) -> int | None:
+        """The signal that has ended it."""
+        code = self._transport.get_returncode()
+        return -code if code is not None and code < 0 else None
+
     def send(self, request: bytes) -> None:
         """Send a request whose frames are to be fetched with `receive`."""
         self._sent += 1

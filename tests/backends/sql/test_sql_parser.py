@@ -92,6 +92,30 @@ async def test_when_too_many_wait_the_next_is_told_to_come_again(parser: Parser)
     assert (await parser.read("select 1")).canonical == "SELECT 1"
 
 
+async def test_a_tenants_hostile_texts_cost_another_tenant_at_most_one_of_them(parser: Parser) -> None:
+    await parser.start()
+    hostile = [f"select a{number}" + "[1]" * 6000 for number in range(40)]  # each would take minutes
+    attack = [asyncio.create_task(parser.read(text, tenant="mallory")) for text in hostile]
+    await asyncio.sleep(0)
+    started = time.monotonic()
+    assert (await parser.read("select 1", tenant="alice")).canonical == "SELECT 1"
+    assert time.monotonic() - started < 5
+    for task in attack:
+        task.cancel()
+    await asyncio.gather(*attack, return_exceptions=True)
+
+
+async def test_a_text_that_has_ended_a_process_ends_no_other(parser: Parser) -> None:
+    hostile = "select a" + "[1]" * 6000
+    pids = []
+    for _ in range(2):
+        with pytest.raises(SqlRefused, match="too complex"):
+            await parser.read(hostile)
+        await parser.start()
+        pids.append(parser.pid)
+    assert pids[0] == pids[1]
+
+
 async def test_readers_at_the_same_time_each_get_their_own_statement(parser: Parser) -> None:
     texts = [f"SELECT {number}" for number in range(30)]
     statements = await asyncio.gather(*(parser.read(text) for text in texts))
@@ -123,7 +147,7 @@ async def test_closing_ends_the_process_and_what_waits_for_it() -> None:
     await asyncio.sleep(0)
     await parser.aclose()
     await parser.aclose()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(BackendError, match="closed"):
         await reading
     assert parser.pid is None
     with pytest.raises(BackendError, match="closed"):
