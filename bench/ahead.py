@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import re
 import statistics
@@ -26,6 +27,7 @@ from pathlib import Path
 import aiohttp
 import duckdb
 import orjson
+import uvloop
 
 from backends.base import Engine, EngineReport, Reply, Request
 from backends.emulated.options import EmulatedOptions
@@ -164,6 +166,9 @@ async def site(turns: list[Turn], *, ahead: int) -> AsyncIterator[tuple[Gateway,
         for name, worker in list(gateway.runtime.engines.items()):
             if name.startswith("warehouse/"):
                 gateway.runtime.engines[name] = Noted(worker, notes)
+        gc.collect()
+        gc.freeze()  # as `cortex serve` does
+        stack.callback(gc.unfreeze)
         yield gateway, url, notes
 
 
@@ -253,4 +258,4 @@ if __name__ == "__main__":
     parser.add_argument("--turns", type=int, default=20, help="turns of each kind in each of four modes")
     parser.add_argument("--clients", type=int, default=1, help="how many ask at once")
     chosen = parser.parse_args()
-    sys.exit(not asyncio.run(main(chosen.turns, chosen.clients)))
+    sys.exit(not uvloop.run(main(chosen.turns, chosen.clients)))

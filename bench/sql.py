@@ -39,6 +39,7 @@ GROUPED = "SELECT grp, count(*) AS n, sum(amount) AS total FROM orders GROUP BY 
 WHERE = "SELECT grp, sum(amount) AS total FROM orders WHERE id > {} GROUP BY grp ORDER BY grp"
 HTTP_EACH = 200
 CLIENTS = 64
+STRETCHES = 5
 QUERIES, ASKED, WORKERS = 500, 10_000, 4
 
 
@@ -232,14 +233,25 @@ def keeping() -> None:
 
 async def stretches(folder: Path) -> list[Bar]:
     """The longest that the event loop works without a pause, in CPU time, while a thread asks and it does nothing
-    else.
+    else: for answers that are known by their text or by their meaning, and for texts that are refused.
     """
     bars = []
     async with inside(folder, workers=1) as (_, url):
         for kind, texts in {"plain SQL": plain(), "20 kB of hostile SQL": hostile()}.items():
-            longest, others = await longest_stretch(url, texts)
-            tell(f"{kind}: {len(texts)} texts; longest stretches {', '.join(f'{one:.2f}' for one in others)} ms")
-            bars.append(Bar(f"(c) longest stretch of the event loop, {kind}", longest, 1, "ms"))
+            first, _ = await longest_stretch(url, texts)
+            longest, longer = zip(
+                *[
+                    await longest_stretch(url, [*texts, *(text + " " * spelling for text in texts)])
+                    for spelling in range(1, STRETCHES + 1)
+                ],
+                strict=True,
+            )
+            tell(f"{kind}: {len(texts)} texts; when first asked, most of them run: {first:.2f} ms")
+            for values in longer:
+                tell(
+                    f"  asked again, as they were and in another spelling: {', '.join(f'{v:.2f}' for v in values)} ms"
+                )
+            bars.append(Bar(f"(c) longest stretch of the event loop, {kind}", statistics.median(longest), 1, "ms"))
     return bars
 
 
@@ -260,12 +272,11 @@ async def longest_stretch(url: str, texts: list[str]) -> tuple[float, list[float
 
 
 def ask_all(url: str, texts: list[str]) -> None:
-    """Ask each text twice, and once more in another spelling, over one connection."""
+    """Ask each text once, all over one connection."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     for text in texts:
-        for body in (ask(text), ask(text), ask(f"{text} ")):
-            connection.request("POST", "/v1/sql", body, {"Content-Type": "application/json"})
-            connection.getresponse().read()
+        connection.request("POST", "/v1/sql", ask(text), {"Content-Type": "application/json"})
+        connection.getresponse().read()
     connection.close()
 
 

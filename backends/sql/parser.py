@@ -72,11 +72,10 @@ class Parser:
         A schema goes to the process once for each of its versions.
         """
         check_text(text)
-        digest = hashlib.sha256(f"{dialect}\0{text}".encode()).digest()
-        if digest in self._hopeless:
+        if self._hopeless and _digest(text, dialect) in self._hopeless:
             raise _too_complex()
         await self._turns.take(tenant)
-        answer = orjson.loads(await self._asked(digest, [text, dialect, parameters], known))
+        answer = orjson.loads(await self._asked(text, dialect, parameters, known))
         if "refused" in answer:
             raise SqlRefused(answer["refused"], answer["code"])
         return Statement(
@@ -95,9 +94,10 @@ class Parser:
             await asyncio.gather(self._settling, return_exceptions=True)
         await self._drop()
 
-    async def _asked(self, digest: bytes, request: list[object], known: Known | None) -> bytes:
+    async def _asked(self, text: str, dialect: str, parameters: bool, known: Known | None) -> bytes:
         """The answer of the process; at the end of it the turn is over."""
         child = None
+        request: list[object] = [text, dialect, parameters]
         try:
             child = await self._ready()
             if known is not None:
@@ -107,12 +107,12 @@ class Parser:
             answer = await child.ask(orjson.dumps(request), _BUSY * self._timeout)
         except asyncio.CancelledError:
             if child is not None:  # a read is short: its answer is waited for, and must not meet the next question
-                self._settling = asyncio.create_task(self._settle(child, digest))
+                self._settling = asyncio.create_task(self._settle(child, text, dialect))
             else:
                 self._turns.give()
             raise
         except BackendError:
-            await self._failed(child, digest)
+            await self._failed(child, text, dialect)
             if child is None:
                 raise
             if self._closed:
@@ -121,24 +121,24 @@ class Parser:
         self._turns.give()
         return answer
 
-    async def _settle(self, child: Child, digest: bytes) -> None:
+    async def _settle(self, child: Child, text: str, dialect: str) -> None:
         """Let a read end whose caller has left."""
         try:
             await child.answer(_BUSY * self._timeout)
         except BackendError:
-            await self._failed(child, digest)
+            await self._failed(child, text, dialect)
         except asyncio.CancelledError:
             self._turns.give()
             raise
         else:
             self._turns.give()
 
-    async def _failed(self, child: Child | None, digest: bytes) -> None:
+    async def _failed(self, child: Child | None, text: str, dialect: str) -> None:
         """Note a text that has ended its process, and give up the turn."""
         try:
             await self._drop()
             if child is not None and child.ended_by in _HOPELESS:
-                self._hopeless[digest] = None
+                self._hopeless[_digest(text, dialect)] = None
                 if len(self._hopeless) > _REMEMBERED:
                     self._hopeless.popitem(last=False)
         finally:
@@ -158,6 +158,10 @@ class Parser:
         self._taught.clear()
         if child is not None:
             await child.kill()
+
+
+def _digest(text: str, dialect: str) -> bytes:
+    return hashlib.sha256(f"{dialect}\0{text}".encode()).digest()
 
 
 def _closed() -> BackendError:
