@@ -96,7 +96,7 @@ class _Server(uvicorn.Server):
 
 
 def _settle_memory() -> None:
-    """Leave out of all later garbage collections what is there for good: to go through it holds the loop for 60 ms."""
+    """Leave what is there for good out of later garbage collections: to go through it holds the loop for 60 ms."""
     gc.collect()
     gc.freeze()
 

@@ -1,0 +1,235 @@
+"""Starts servers that speak OpenAI's API, such as `vllm serve`, as engines of a pool, and ends them with it.
+
+Each server is the command of a keeper (`backends.keeper`), on a port and on GPUs of its own, and writes into a file
+of its own. It is ready when its `/health` says so. Whether an ended one is started again, and when, is for the
+scheduler to say; starts take turns, since most of one is reading and compiling, which two do no faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from backends.base import BackendError, Engine
+from backends.gpus import Gpus, Held
+
+_log = logging.getLogger("cortex.engines")
+
+HOST: Final = "127.0.0.1"
+TAIL_LINES: Final = 20
+_TAIL_BYTES: Final = 16_384
+_ASK_EVERY: Final = 0.25
+_END_MOST: Final = 10.0
+"""Seconds that a keeper has, beyond its grace, to end what it keeps."""
+
+
+class Launched(Engine, Protocol):
+    """An engine that can be asked whether it is ready."""
+
+    async def check(self) -> None:
+        """Raises BackendError while it is not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchOptions:
+    """How a pool's servers are started. Times in seconds.
+
+    `command` is completed by `--port` and a number. `env` comes on top of the gateway's own environment. A server has
+    `ready` seconds to become ready, `grace` to end; `stagger` lie between two starts. `logs` is the folder of their
+    output, one of our own making where there is none.
+    """
+
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    ready: float = 600.0
+    grace: float = 10.0
+    stagger: float = 0.0
+    logs: Path | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Server:
+    """A server by its keeper's process; `engine` once it is ready."""
+
+    process: Process
+    output: Path
+    gpus: Held
+    engine: Launched | None = None
+
+
+class LaunchedServers:
+    """The servers of one pool. `connect` makes the engine that speaks to a URL."""
+
+    def __init__(
+        self, options: LaunchOptions, *, connect: Callable[[str], Launched], gpus: Gpus | None = None
+    ) -> None:
+        self._options = options
+        self._connect = connect
+        self._gpus = gpus or Gpus(())
+        self._servers: dict[str, _Server | None] = {}
+        self._turn = asyncio.Lock()
+        self._next_start = 0.0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    async def start(self, name: str) -> Engine:
+        """Start a server and wait until it is ready. Raises BackendError, also when the name is taken."""
+        if name in self._servers:
+            raise BackendError(f"the engine {name} is there already", trouble="refused", retryable=False)
+        self._servers[name] = None
+        try:
+            await self._take_turn()
+            server, url = await self._spawn(name)
+            self._servers[name] = server
+            server.engine = await self._ready(name, server, url)
+        except BaseException:
+            # Shielded, for a cancelled start must not leave a process behind.
+            await asyncio.shield(self.stop(name))
+            raise
+        return server.engine
+
+    async def ended(self, name: str) -> None:
+        """Return when the server has ended, or at once for a name that is not there."""
+        server = self._servers.get(name)
+        if server is not None:
+            await server.process.wait()
+            _log.warning("engine ended engine=%s status=%s%s", name, server.process.returncode, _tail(server.output))
+
+    async def stop(self, name: str) -> None:
+        """End the server of this name. Unknown names are ignored."""
+        server = self._servers.get(name)
+        try:
+            if server is not None:
+                if server.engine is not None:
+                    await server.engine.aclose()
+                await _end(server.process, self._options.grace)
+                server.gpus.give_back()
+        finally:
+            self._servers.pop(name, None)
+
+    async def aclose(self) -> None:
+        """End all servers. Idempotent."""
+        await asyncio.gather(*(self.stop(name) for name in list(self._servers)))
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    async def _take_turn(self) -> None:
+        async with self._turn:
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(max(0.0, self._next_start - loop.time()))
+            self._next_start = loop.time() + self._options.stagger
+
+    async def _spawn(self, name: str) -> tuple[_Server, str]:
+        options, port = self._options, _free_port()
+        gpus = self._gpus.take()
+        output = self._output(name)
+        command = [*options.command, "--port", str(port)]
+        try:
+            with output.open("ab") as file:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "backends.keeper", str(options.grace), *command),
+                    stdin=PIPE,
+                    stdout=file,
+                    stderr=file,
+                    env={**os.environ, **options.env, **gpus.environment},
+                    start_new_session=True,  # a Ctrl-C in the terminal is for the gateway
+                )
+        except BaseException as error:
+            gpus.give_back()
+            if isinstance(error, OSError):
+                raise BackendError(
+                    f"a server cannot be started: {error}", trouble="refused", retryable=True
+                ) from None
+            raise
+        _log.info("engine starts engine=%s pid=%d output=%s", name, process.pid, output)
+        return _Server(process=process, output=output, gpus=gpus), f"http://{HOST}:{port}"
+
+    async def _ready(self, name: str, server: _Server, url: str) -> Launched:
+        """Wait until the server says that it is. Its last words go to the log, not into the error."""
+        engine = self._connect(url)
+        ended = asyncio.ensure_future(server.process.wait())
+        try:
+            async with asyncio.timeout(self._options.ready):
+                while not ended.done():
+                    with contextlib.suppress(BackendError):
+                        await engine.check()
+                        return engine
+                    await asyncio.wait([ended], timeout=_ASK_EVERY)
+        except TimeoutError:
+            _log.error("engine was not ready in time engine=%s%s", name, _tail(server.output))
+            raise BackendError(
+                f"the server was not ready within {self._options.ready:g} s", trouble="timeout", retryable=False
+            ) from None
+        finally:
+            ended.cancel()
+        status = server.process.returncode
+        _log.error("engine did not start engine=%s status=%s%s", name, status, _tail(server.output))
+        raise BackendError(f"the server ended with status {status}", trouble="broken", retryable=False)
+
+    def _output(self, name: str) -> Path:
+        if self._options.logs is not None:
+            folder = self._options.logs
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="cortex-")
+            folder = Path(self._folder.name)
+        return folder / f"{name.replace('/', '-')}.log"
+
+
+async def _end(process: Process, grace: float) -> None:
+    """Let the keeper end its command, and kill it where it does not."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(grace + _END_MOST):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _free_port() -> int:
+    """A port that nobody listens at now. Where somebody else takes it first, the server ends and is started anew."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _tail(output: Path) -> str:
+    """The last lines that a server has written, each on a line of its own."""
+    try:
+        with output.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "".join(f"\n  {line}" for line in lines[-TAIL_LINES:])
+
+
+def vllm_command(
+    *, command: Sequence[str], model: str, served: str, args: Sequence[str], priority: bool
+) -> list[str]:
+    """The command of a vLLM server that tells what the gateway asks of it; `args` come last and win."""
+    told = ["--host", HOST, "--served-model-name", served, "--enable-prompt-tokens-details"]
+    ordered = ["--scheduling-policy", "priority"] if priority else []
+    return [*command, model, *told, *ordered, *args]
+
+
+def devices_of(environment: Mapping[str, str], given: Iterable[str]) -> tuple[str, ...]:
+    """The GPUs that may be used: those given, else those that the gateway itself may see."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return tuple(given) or tuple(part.strip() for part in visible.split(",") if part.strip())
