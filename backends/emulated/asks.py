@@ -46,7 +46,10 @@ class Ask:
     seed: int
 
 
-def read_document(body: bytes) -> dict[str, Any]:
+def read_document(body: bytes, kind: str) -> dict[str, Any]:
+    """A body of the content type `kind`, which must be JSON's, as vLLM will have it."""
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(400, "Bad Request", "Unsupported Media Type: Only 'application/json' is allowed")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:

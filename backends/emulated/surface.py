@@ -74,7 +74,7 @@ class Surface:
         fault = read_fault(request.headers.get(HEADER)) if self.options.faults else None
         if fault and not fault.midway:
             return _fail(fault)
-        document = read_document(await request.body())
+        document = read_document(await request.body(), request.headers.get("content-type", ""))
         return self._generate(request, read(document, request.headers.get("x-vllm-priority")), fault)
 
     def _generate(self, request: Request, ask: Ask, fault: Fault | None) -> Generation:
@@ -135,7 +135,7 @@ class Surface:
         return Response(self._metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def _tokenize(self, request: Request) -> Response:
-        prompt = read_prompt(read_document(await request.body()))
+        prompt = read_prompt(read_document(await request.body(), request.headers.get("content-type", "")))
         told = {"count": prompt.tokens, "max_model_len": self.options.longest, "tokens": token_ids(prompt)}
         return _json(told)
 

@@ -1,40 +1,21 @@
-"""What every engine owes its caller, whatever it does: the same tests for a server over HTTP and a SQL worker."""
+"""The contract of engines: for an emulated server over HTTP, and for a SQL worker."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import orjson
 import pytest
 
-from backends.base import BackendError, Engine, Request
 from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import serve
 from backends.sql.engine import SqlEngine
 from backends.sql.options import SqlOptions
 from backends.vllm import HttpEngine, connections
-from policies.calls import Call
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """An engine, a request that it answers soon, one that takes it long, and the end of what stands behind it."""
-
-    engine: Engine
-    quick: Request
-    long: Request
-    end: Callable[[], Awaitable[None]]
-
-
-def asks(path: str, **members: object) -> Request:
-    call = Call(id="c", pool="p", run="r", arrived=0.0)
-    return Request(call=call, path=path, body=orjson.dumps(members), head_timeout=20, idle_timeout=20)
+from tests.backends.contract import *  # noqa: F403 - the tests
+from tests.backends.contract import Case, asks
 
 
 @asynccontextmanager
@@ -72,79 +53,3 @@ async def sql_worker(folder: Path) -> AsyncIterator[Case]:
 async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
     async with request.param(tmp_path) as case:
         yield case
-
-
-async def ask(engine: Engine, request: Request) -> tuple[int, dict[str, str], bytes]:
-    async with engine.open(request) as reply:
-        body = b"".join([chunk async for chunk in reply.chunks])
-    return reply.status, {name.lower(): value for name, value in reply.headers}, body
-
-
-async def test_an_answer_has_a_status_headers_and_a_body_that_comes_in_pieces(case: Case) -> None:
-    for _ in range(3):
-        status, headers, body = await ask(case.engine, case.quick)
-        assert (status, headers["content-type"]) == (200, "application/json")
-        assert isinstance(orjson.loads(body), dict)
-
-
-async def test_what_is_wrong_with_a_request_is_an_answer_and_no_failure(case: Case) -> None:
-    nonsense = asks(case.quick.path, model=5, sql=5)
-    status, _, body = await ask(case.engine, nonsense)
-    assert status == 400
-    assert orjson.loads(body)["error"]["message"]
-
-
-async def test_an_answer_that_nobody_reads_leaves_the_engine_fit_for_the_next(case: Case) -> None:
-    async with case.engine.open(case.quick) as reply:
-        assert reply.status == 200
-    assert (await ask(case.engine, case.quick))[0] == 200
-
-
-async def test_whoever_leaves_early_stops_the_work(case: Case) -> None:
-    asking = asyncio.create_task(ask(case.engine, case.long))
-    await reported(case.engine, running=1)
-    asking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    await reported(case.engine, running=0)
-    assert (await ask(case.engine, case.quick))[0] == 200
-
-
-async def test_a_report_counts_what_was_done(case: Case) -> None:
-    before = (await case.engine.report()).counters
-    await ask(case.engine, case.quick)
-    report = await case.engine.report()
-    assert (report.running, report.waiting) == (0, 0)
-    assert 0.0 <= report.kv_use <= 1.0
-    assert set(before) <= set(report.counters)
-    assert any(report.counters[name] > before.get(name, 0) for name in report.counters)
-
-
-async def test_an_engine_with_nothing_behind_it_fails_in_a_way_that_may_be_tried_elsewhere(case: Case) -> None:
-    await case.end()
-    with pytest.raises(BackendError) as caught:
-        await ask(case.engine, case.quick)
-    assert (caught.value.trouble, caught.value.retryable) == ("refused", True)
-    with pytest.raises(BackendError) as unheard:
-        await case.engine.report()
-    for error in (caught.value, unheard.value):
-        assert "127.0.0.1" not in str(error)
-        assert "/" not in str(error)
-
-
-async def test_closing_twice_is_as_good_as_once(case: Case) -> None:
-    await case.engine.aclose()
-    await case.engine.aclose()
-
-
-async def reported(engine: Engine, *, running: int) -> None:
-    """Wait until the engine says that so many requests run in it."""
-    until = time.monotonic() + 10
-    while True:
-        try:
-            if (await engine.report()).running == running:
-                return
-        except BackendError:
-            pass
-        assert time.monotonic() < until
-        await asyncio.sleep(0.01)

@@ -164,7 +164,7 @@ async def test_a_body_cut_short_is_broken(session: aiohttp.ClientSession) -> Non
                 call=request.call,
                 path=request.path,
                 body=body,
-                headers=(("X-Emulated-Fault", fault),),
+                headers=(("content-type", "application/json"), ("X-Emulated-Fault", fault)),
                 head_timeout=5,
             )
             with pytest.raises(BackendError) as caught:

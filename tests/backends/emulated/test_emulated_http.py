@@ -48,7 +48,9 @@ class Client:
 
     async def post(self, path: str, body: object, status: int = 200, headers: dict[str, str] | None = None) -> Any:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.session.post(self.server.url + path, data=data, headers=headers) as response:
+        async with self.session.post(
+            self.server.url + path, data=data, headers={"content-type": "application/json", **(headers or {})}
+        ) as response:
             assert response.status == status, await response.text()
             return json.loads(await response.read() or b"null")
 

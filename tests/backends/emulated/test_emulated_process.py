@@ -113,7 +113,8 @@ async def test_a_cluster_starts_engines_that_work_and_stops_them() -> None:
         engine, other = await asyncio.gather(engines.start("one"), engines.start("two"))
         assert list(engines.urls()) == ["one", "two"]
         body = b'{"prompt": "<<echo:hello>>"}'
-        request = Request(call=Call(id="c", pool="p", run="r", arrived=0.0), path="/v1/completions", body=body)
+        call, headers = Call(id="c", pool="p", run="r", arrived=0.0), (("content-type", "application/json"),)
+        request = Request(call=call, path="/v1/completions", body=body, headers=headers)
         async with engine.open(request) as reply:
             assert reply.status == 200
             assert json.loads(b"".join([chunk async for chunk in reply.chunks]))["choices"][0]["text"] == "hello"
