@@ -2,63 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from backends.base import BackendError
+
+_ROUNDING: Final = 1e-9
 
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """What one engine has. `environment` shows it these and no other; empty where it has none."""
+    """What one engine has: these devices and no other are shown to it."""
 
     devices: tuple[str, ...]
     share: float
-    _from: Gpus
+    of: Gpus
 
     @property
     def environment(self) -> Mapping[str, str]:
+        """Empty where it has none."""
         return {"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {}
 
     def give_back(self) -> None:
         """Idempotent."""
         devices, self.devices = self.devices, ()
-        self._from.free(devices, self.share)
+        self.of.free(devices, self.share)
 
 
-@dataclass(slots=True)
 class Gpus:
-    """The devices of one machine, `each` of them for an engine: a whole number, or a share of one below 1.
+    """The devices of one machine. All pools take theirs here."""
 
-    Pools that name the same devices share this.
-    """
+    def __init__(self, devices: Sequence[str]) -> None:
+        self._used = dict.fromkeys(devices, 0.0)
 
-    devices: Iterable[str]
-    each: float = 0.0
-    _used: dict[str, float] = field(default_factory=dict)
+    def take(self, wanted: float, among: Collection[str] = ()) -> Held:
+        """A whole number of devices, or a share of one (below 1), `among` these where some are named.
 
-    def __post_init__(self) -> None:
-        self._used = dict.fromkeys(self.devices, 0.0)
-
-    def take(self, each: float | None = None) -> Held:
-        """The least used devices that have room. Raises BackendError where there are not enough."""
-        wanted = self.each if each is None else each
+        Raises BackendError where there are not so many free.
+        """
         share, count = (wanted, 1) if 0 < wanted < 1 else (1.0, int(wanted))
+        known = {device: used for device, used in self._used.items() if not among or device in among}
+        roomy = [device for device, used in known.items() if used + share <= 1.0 + _ROUNDING]
         # One that is shared already comes before an empty one: whole ones stay for those who need them.
-        roomy = sorted(
-            (device for device, used in self._used.items() if used + share <= 1.0 + 1e-9),
-            key=lambda device: -self._used[device],
-        )
-        if len(roomy) < count:
-            raise BackendError(
-                f"there are not {wanted:g} GPUs free of {len(self._used)}", trouble="refused", retryable=True
-            )
-        chosen = tuple(roomy[:count])
+        chosen = tuple(sorted(roomy, key=lambda device: -known[device])[:count])
+        if len(chosen) < count:
+            message = f"{wanted:g} of {len(known)} GPUs cannot be had now"
+            raise BackendError(message, trouble="refused", retryable=True)
         for device in chosen:
             self._used[device] += share
         return Held(chosen, share, self)
 
-    def free(self, devices: Iterable[str], share: float) -> None:
+    def free(self, devices: Sequence[str], share: float) -> None:
         """They are free again."""
         for device in devices:
             self._used[device] = max(0.0, self._used[device] - share)
+
+
+def devices_of_this_machine(environment: Mapping[str, str], folder: Path = Path("/dev")) -> tuple[str, ...]:
+    """The GPUs that this process may see, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(part.strip() for part in visible.split(",") if part.strip())
+    numbers = [path.name.removeprefix("nvidia") for path in folder.glob("nvidia[0-9]*")]
+    return tuple(sorted(numbers, key=int))

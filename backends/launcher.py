@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -45,13 +45,16 @@ class Launched(Engine, Protocol):
 class LaunchOptions:
     """How a pool's servers are started. Times in seconds.
 
-    `command` is completed by `--port` and a number. `env` comes on top of the gateway's own environment. A server has
-    `ready` seconds to become ready, `grace` to end; `stagger` lie between two starts. `logs` is the folder of their
-    output, one of our own making where there is none.
+    `command` is completed by `--port` and a number. `env` comes on top of the gateway's own environment. `gpus` are
+    those of one server as `Gpus.take` has them, `devices` those that may be chosen. A server has `ready` seconds to
+    become ready, `grace` to end; `stagger` lie between two starts. `logs` is the folder of their output, one of our
+    own making where there is none.
     """
 
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
+    gpus: float = 0.0
+    devices: Sequence[str] = ()
     ready: float = 600.0
     grace: float = 10.0
     stagger: float = 0.0
@@ -76,7 +79,7 @@ class LaunchedServers:
     ) -> None:
         self._options = options
         self._connect = connect
-        self._gpus = gpus or Gpus(())
+        self._gpus = gpus if gpus is not None else Gpus(())
         self._servers: dict[str, _Server | None] = {}
         self._turn = asyncio.Lock()
         self._next_start = 0.0
@@ -132,7 +135,7 @@ class LaunchedServers:
 
     async def _spawn(self, name: str) -> tuple[_Server, str]:
         options, port = self._options, _free_port()
-        gpus = self._gpus.take()
+        gpus = self._gpus.take(options.gpus, options.devices)
         output = self._output(name)
         command = [*options.command, "--port", str(port)]
         try:
@@ -221,15 +224,17 @@ def _tail(output: Path) -> str:
 
 
 def vllm_command(
-    *, command: Sequence[str], model: str, served: str, args: Sequence[str], priority: bool
+    *, command: Sequence[str], model: str, served: str, args: Sequence[str], priority: bool, gpus: float = 0.0
 ) -> list[str]:
-    """The command of a vLLM server that tells what the gateway asks of it; `args` come last and win."""
-    told = ["--host", HOST, "--served-model-name", served, "--enable-prompt-tokens-details"]
-    ordered = ["--scheduling-policy", "priority"] if priority else []
-    return [*command, model, *told, *ordered, *args]
+    """The command of a vLLM server that tells what the gateway asks of it; `args` come last and win.
 
-
-def devices_of(environment: Mapping[str, str], given: Iterable[str]) -> tuple[str, ...]:
-    """The GPUs that may be used: those given, else those that the gateway itself may see."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-    return tuple(given) or tuple(part.strip() for part in visible.split(",") if part.strip())
+    A share of a GPU is so much of its memory, less a tenth for what is not counted; several GPUs share each layer.
+    """
+    words = [*command, model, "--host", HOST, "--served-model-name", served, "--enable-prompt-tokens-details"]
+    if priority:
+        words += ["--scheduling-policy", "priority"]
+    if 0 < gpus < 1:
+        words += ["--gpu-memory-utilization", f"{0.9 * gpus:.3g}"]
+    elif gpus > 1:
+        words += ["--tensor-parallel-size", f"{gpus:g}"]
+    return [*words, *args]

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import pytest
 
 from backends.base import BackendError
-from backends.gpus import Gpus
-from backends.launcher import HOST, LaunchedServers, LaunchOptions, devices_of, vllm_command
+from backends.gpus import Gpus, devices_of_this_machine
+from backends.launcher import HOST, LaunchedServers, LaunchOptions, vllm_command
 from backends.vllm import HttpEngine, connections
 
 EMULATED = (sys.executable, "-m", "backends.emulated", "--model", "m")
@@ -23,7 +23,7 @@ EMULATED = (sys.executable, "-m", "backends.emulated", "--model", "m")
 
 class Serving(Protocol):
     def __call__(
-        self, command: Sequence[str] = EMULATED, gpus: Gpus | None = None, **options: Any
+        self, command: Sequence[str] = EMULATED, machine: Gpus | None = None, **options: Any
     ) -> LaunchedServers: ...
 
 
@@ -33,9 +33,9 @@ async def servers() -> AsyncIterator[Serving]:
     made: list[LaunchedServers] = []
     async with connections(2.0) as session:
 
-        def make(command: Sequence[str] = EMULATED, gpus: Gpus | None = None, **options: Any) -> LaunchedServers:
+        def make(command: Sequence[str] = EMULATED, machine: Gpus | None = None, **options: Any) -> LaunchedServers:
             chosen = LaunchOptions(command=command, **{"grace": 1.0, "ready": 20.0, **options})
-            made.append(LaunchedServers(chosen, connect=lambda url: HttpEngine(url, session), gpus=gpus))
+            made.append(LaunchedServers(chosen, connect=lambda url: HttpEngine(url, session), gpus=machine))
             return made[-1]
 
         yield make
@@ -212,43 +212,56 @@ async def test_nothing_outlives_a_gateway_however_it_ends(tmp_path: Path, number
 
 async def test_each_server_sees_the_gpus_that_it_was_given(servers: Serving, tmp_path: Path) -> None:
     text = FAMILY.replace("{note!r}", "os.environ['NOTE']").replace(
-        '" ".join', 'os.environ["CUDA_VISIBLE_DEVICES"] or "".join'
+        'write(" ".join', 'write(os.environ["CUDA_VISIBLE_DEVICES"] or " ".join'
     )
-    gpus = Gpus(("0", "1", "2"), each=2)
-    cluster = servers(script(text), gpus=gpus, grace=0.1, env={"NOTE": str(tmp_path / "seen")})
+    gpus, seen = Gpus(("0", "1", "2")), tmp_path / "seen"
+    cluster = servers(script(text), machine=gpus, grace=0.1, gpus=2, env={"NOTE": str(seen)})
     await cluster.start("p/0")
-    assert (tmp_path / "seen").read_text() == "0,1"
-    with pytest.raises(BackendError, match="not 2 GPUs free of 3"):
+    assert seen.read_text() == "0,1"
+    with pytest.raises(BackendError, match="2 of 3 GPUs cannot be had"):
         await cluster.start("p/1")
     await cluster.stop("p/0")
     await cluster.start("p/1")
-    await cluster.aclose()
 
 
 def test_shares_fill_a_device_before_they_take_another() -> None:
-    gpus = Gpus(("0", "1"), each=0.5)
-    held = [gpus.take() for _ in range(4)]
+    gpus = Gpus(("0", "1"))
+    held = [gpus.take(0.5) for _ in range(4)]
     assert [one.devices for one in held] == [("0",), ("0",), ("1",), ("1",)]
     with pytest.raises(BackendError):
-        gpus.take()
+        gpus.take(0.5)
     held[2].give_back()
     held[2].give_back()
-    assert gpus.take().devices == ("1",)
+    assert gpus.take(0.5).devices == ("1",)
     held[0].give_back()
     with pytest.raises(BackendError):
         gpus.take(1)
     held[1].give_back()
+    with pytest.raises(BackendError):
+        gpus.take(1, among=["1"])
     assert gpus.take(1).environment == {"CUDA_VISIBLE_DEVICES": "0"}
-    assert Gpus(()).take().environment == {}
+    assert Gpus(()).take(0).environment == {}
+
+
+def test_the_gpus_of_a_machine_are_those_that_may_be_seen(tmp_path: Path) -> None:
+    assert devices_of_this_machine({"CUDA_VISIBLE_DEVICES": "3, GPU-5"}) == ("3", "GPU-5")
+    assert devices_of_this_machine({"CUDA_VISIBLE_DEVICES": ""}) == ()
+    for name in ("nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert devices_of_this_machine({}, tmp_path) == ("2", "10")
 
 
 def test_the_command_of_a_vllm_server_tells_what_is_asked_of_it() -> None:
-    command = vllm_command(command=["vllm", "serve"], model="/m", served="m", args=["--x"], priority=True)
-    assert command == [
-        *("vllm", "serve", "/m", "--host", HOST, "--served-model-name", "m", "--enable-prompt-tokens-details"),
-        *("--scheduling-policy", "priority", "--x"),
-    ]
-    assert "--scheduling-policy" not in vllm_command(command=["v"], model="m", served="m", args=[], priority=False)
-    assert devices_of({"CUDA_VISIBLE_DEVICES": "3, 5"}, ()) == ("3", "5")
-    assert devices_of({"CUDA_VISIBLE_DEVICES": "3"}, ("1",)) == ("1",)
-    assert devices_of({}, ()) == ()
+    base = ["vllm", "serve", "/m", "--host", HOST, "--served-model-name", "m", "--enable-prompt-tokens-details"]
+
+    def command(priority: bool = False, gpus: float = 0.0, args: Sequence[str] = ()) -> list[str]:
+        found = vllm_command(
+            command=["vllm", "serve"], model="/m", served="m", args=args, priority=priority, gpus=gpus
+        )
+        assert found[: len(base)] == base
+        return found[len(base) :]
+
+    assert command() == command(gpus=1) == []
+    assert command(priority=True, args=["--x"]) == ["--scheduling-policy", "priority", "--x"]
+    assert command(gpus=0.5) == ["--gpu-memory-utilization", "0.45"]
+    assert command(gpus=4) == ["--tensor-parallel-size", "4"]
