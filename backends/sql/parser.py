@@ -96,7 +96,7 @@ class Parser:
 
     async def _asked(self, text: str, dialect: str, parameters: bool, known: Known | None) -> bytes:
         """The answer of the process; at the end of it the turn is over."""
-        child = None
+        child, goes_on = None, False
         request: list[object] = [text, dialect, parameters]
         try:
             child = await self._ready()
@@ -104,12 +104,11 @@ class Parser:
                 taught = self._taught.get(known.database) == known.version
                 request += [known.database, None if taught else known.schema]
                 self._taught[known.database] = known.version
-            answer = await child.ask(orjson.dumps(request), _BUSY * self._timeout)
+            return await child.ask(orjson.dumps(request), _BUSY * self._timeout)
         except asyncio.CancelledError:
             if child is not None:  # a read is short: its answer is waited for, and must not meet the next question
+                goes_on = True
                 self._settling = asyncio.create_task(self._settle(child, text, dialect))
-            else:
-                self._turns.give()
             raise
         except BackendError:
             await self._failed(child, text, dialect)
@@ -118,8 +117,9 @@ class Parser:
             if self._closed:
                 raise _closed() from None
             raise _too_complex() from None
-        self._turns.give()
-        return answer
+        finally:
+            if not goes_on:
+                self._turns.give()
 
     async def _settle(self, child: Child, text: str, dialect: str) -> None:
         """Let a read end whose caller has left."""
@@ -127,31 +127,30 @@ class Parser:
             await child.answer(_BUSY * self._timeout)
         except BackendError:
             await self._failed(child, text, dialect)
-        except asyncio.CancelledError:
-            self._turns.give()
-            raise
-        else:
-            self._turns.give()
-
-    async def _failed(self, child: Child | None, text: str, dialect: str) -> None:
-        """Note a text that has ended its process, and give up the turn."""
-        try:
-            await self._drop()
-            if child is not None and child.ended_by in _HOPELESS:
-                self._hopeless[_digest(text, dialect)] = None
-                if len(self._hopeless) > _REMEMBERED:
-                    self._hopeless.popitem(last=False)
         finally:
             self._turns.give()
 
+    async def _failed(self, child: Child | None, text: str, dialect: str) -> None:
+        """Note a text that has ended its process."""
+        await self._drop()
+        if child is not None and child.ended_by in _HOPELESS:
+            self._hopeless[_digest(text, dialect)] = None
+            if len(self._hopeless) > _REMEMBERED:
+                self._hopeless.popitem(last=False)
+
     async def _ready(self) -> Child:
-        if self._closed:
-            raise _closed()
+        self._check_open()
         if self._child is not None and not self._child.alive:
             await self._drop()
         if self._child is None:
-            self._child = await Child.spawn(__name__, b"%f" % self._timeout, timeout=_START)
+            child = await Child.spawn(__name__, b"%f" % self._timeout, timeout=_START)
+            self._child = child
+            self._check_open()  # `aclose` may have come and gone meanwhile
         return self._child
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed()
 
     async def _drop(self) -> None:
         child, self._child = self._child, None
@@ -204,6 +203,9 @@ class Reading:
         if schema is not None:
             self._schemas[database] = schema
         return self._schemas[database]
+
+    def begin(self) -> None:
+        """Nothing is left of the request before."""
 
     def interrupt(self) -> None:
         """Nothing: a read is short, and the parent kills what is not."""

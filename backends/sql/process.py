@@ -123,7 +123,10 @@ class Child:
     @classmethod
     async def spawn(cls, module: str, configuration: bytes, *, timeout: float) -> Child:
         """Run a module that calls `serve`, and wait until it is ready. Raises BackendError."""
-        reading, writing = os.pipe()
+        try:
+            reading, writing = os.pipe()
+        except OSError:
+            raise BackendError("a process cannot be started", trouble="refused", retryable=True) from None
         os.set_blocking(writing, False)
         try:
             transport, line = await asyncio.get_running_loop().subprocess_exec(

@@ -32,8 +32,12 @@ class Service(Protocol):
         """
         ...
 
+    def begin(self) -> None:
+        """A request is about to be handled: what `interrupt` says from now on concerns it."""
+        ...
+
     def interrupt(self) -> None:
-        """Make `handle` return soon. Called from another thread, while it runs."""
+        """Make `handle` return soon, also where it has not got far yet. Called from another thread."""
         ...
 
 
@@ -56,6 +60,7 @@ class _Hand:
             if self._given_up == number:
                 return False
             self._number = number
+            self._service.begin()
             return True
 
     def drop(self) -> None:

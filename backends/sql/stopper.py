@@ -33,13 +33,14 @@ class Stopper:
     def limit(self, statement: Interruptible, seconds: float) -> Iterator[None]:
         """Let the statement run for so many seconds."""
         with self._changed:
-            self._running, self._stop_at = statement, time.monotonic() + seconds
+            # It may have been stopped before it has begun.
+            self._running, self._stop_at = statement, min(self._stop_at, time.monotonic() + seconds)
             self._hurry()
         try:
             yield
         finally:
             with self._changed:
-                self._running = None
+                self._running, self._stop_at = None, math.inf
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -56,8 +57,13 @@ class Stopper:
                     self._stop_at = time.monotonic() + left
                     self._hurry()
 
+    def begin(self) -> None:
+        """Forget what was to be stopped before."""
+        with self._changed:
+            self._stop_at = math.inf
+
     def stop(self) -> None:
-        """Interrupt what runs now, if anything does."""
+        """Interrupt what runs now, or what comes next."""
         with self._changed:
             self._stop_at = -math.inf
             self._hurry()

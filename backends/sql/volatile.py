@@ -20,8 +20,9 @@ _CALLABLE: Final = FUNCTIONS | READ_AS | TABLE_FUNCTIONS
 
 # The engine makes this list anew each time, in some 20 ms, so it is asked for once.
 _FUNCTIONS: Final = """
-    SELECT function_name, macro_definition FROM duckdb_functions()
-    WHERE stability <> 'CONSISTENT' OR (NOT internal AND database_name = current_database())
+    SELECT function_name, macro_definition, stability IS NULL FROM duckdb_functions()
+    WHERE stability <> 'CONSISTENT' OR function_type = 'table'
+        OR (NOT internal AND database_name = current_database())
 """
 _TABLES: Final = """
     SELECT view_name, sql FROM duckdb_views() WHERE NOT internal AND database_name = current_database()
@@ -53,10 +54,12 @@ class Volatile:
 
 def volatile(connection: duckdb.DuckDBPyConnection) -> Volatile:
     """What is volatile in the database that a connection has open. Raises duckdb.Error."""
-    functions = [(name.lower(), text) for name, text in connection.execute(_FUNCTIONS).fetchall()]
-    macros = [(name, text) for name, text in functions if text is not None]
+    functions = [(name.lower(), *more) for name, *more in connection.execute(_FUNCTIONS).fetchall()]
+    macros = [(name, text) for name, text, _ in functions if text is not None]
     tables = [(name.lower(), text) for name, text in connection.execute(_TABLES).fetchall()]
-    unstable = {name for name, text in functions if text is None} | UNSTABLE | _BESIDES
+    # Nothing is said of table functions: those that statements may not call count, as `query('…')` and the like.
+    found = {name for name, text, unsaid in functions if text is None and not (unsaid and name in _CALLABLE)}
+    unstable = found | UNSTABLE | _BESIDES
     found = _tainted([*macros, *tables], {f"{name}(" for name in unstable} | _BARE | _SAMPLING)
     shadowing = found.intersection(name for name, _ in macros) & _CALLABLE
     return Volatile(frozenset(map(_last, found)), all=bool(shadowing))
@@ -79,7 +82,8 @@ def _tainted(definitions: Iterable[tuple[str, str]], signs: Iterable[str]) -> se
 def _words(text: str) -> Iterator[str]:
     """Every word and quoted name outside of texts, in lower case; `word(` besides where it is called."""
     for match in _WORD.finditer(text):
-        word = " ".join((match["quoted"] or match["plain"] or "").replace('""', '"').lower().split())
+        quoted, plain = match["quoted"], match["plain"]
+        word = quoted.replace('""', '"').lower() if quoted else " ".join((plain or "").lower().split())
         if word:
             yield word
             if match["call"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -160,3 +161,26 @@ def test_the_helper_answers_with_statements_and_refusals() -> None:
     assert b'"canonical":"SELECT 1"' in reading.handle(b'["select 1", "duckdb", false]')
     assert b'"code":"refused"' in reading.handle(b'["drop table t", "duckdb", false]')
     reading.interrupt()
+
+
+async def test_where_no_process_can_be_started_the_turn_is_given_on(
+    parser: Parser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("backends.sql.process.os.pipe", no_more)
+        with pytest.raises(BackendError, match="cannot be started"):
+            await parser.read("select 1")
+    assert (await parser.read("select 1")).canonical == "SELECT 1"
+
+
+async def test_closing_while_the_process_comes_up_leaves_none() -> None:
+    parser = Parser()
+    reading = asyncio.create_task(parser.read("select 1"))
+    await asyncio.sleep(0.05)
+    await parser.aclose()
+    with pytest.raises(BackendError, match="closed"):
+        await reading
+    assert parser.pid is None

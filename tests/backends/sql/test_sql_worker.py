@@ -49,9 +49,15 @@ def test_a_worker_answers_with_an_outcome_and_json(options: SqlOptions) -> None:
 
 def test_an_interrupt_stops_the_statement_in_hand_and_not_the_next(options: SqlOptions) -> None:
     worker = Worker(options)
-    worker.interrupt()
     heard: list[tuple[str, Any]] = []
     sql = "SELECT COUNT(*) FROM big a, big b, big c"
+    worker.begin()
+    worker.interrupt()  # before it has got far
+    began = time.monotonic()
+    assert _handle(worker, sql=sql)[0] == "timeout"
+    assert time.monotonic() - began < options.timeout / 2
+    worker.interrupt()
+    worker.begin()
     running = threading.Thread(target=lambda: heard.append(_handle(worker, sql=sql)))
     running.start()
     while running.is_alive():

@@ -31,6 +31,11 @@ VOLATILE = {
     "on_rows": "SELECT * FROM drawn(3)",
     "on_column": "SELECT a FROM generated",
     "Some.View": 'SELECT * FROM "clock"',
+    "in_text": "SELECT * FROM query('SELECT random() AS r')",
+    "by_text": "SELECT * FROM query_table('clock')",
+    "two  spaces": "SELECT random() AS r",
+    "on_spaces": 'SELECT * FROM "two  spaces"',
+    "on_engine": "SELECT * FROM duckdb_settings()",
 }
 STEADY = {
     "plain": "SELECT * FROM t",
@@ -38,6 +43,7 @@ STEADY = {
     "summed": "SELECT d, sum(a) AS total FROM t GROUP BY d",
     "between": "SELECT date_diff('day', d, DATE '2024-01-01') AS days FROM t",
     "doubled": "SELECT twice(a) AS b FROM t",
+    "listed": "SELECT repeat('x', i::INTEGER) AS x FROM range(3) AS r(i), unnest([1, 2])",
     "on_steady": 'SELECT "now", "random" FROM words',
 }
 MACROS = (
