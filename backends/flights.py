@@ -26,7 +26,7 @@ class Flight(Generic[T, A]):
 
 
 class Flights(Generic[K, T, A]):
-    """The flights by key, at most one for each; whoever comes when one has landed begins another."""
+    """The flights by key, of each the last that has begun; whoever comes when it has landed begins another."""
 
     def __init__(self) -> None:
         self._by_key: dict[K, Flight[T, A]] = {}
@@ -37,7 +37,7 @@ class Flights(Generic[K, T, A]):
         return None if flight is None or flight.task.done() else flight
 
     def begin(self, key: K, about: A, work: Coroutine[Any, Any, T]) -> Flight[T, A]:
-        """Compute for all who ask for this key from now on."""
+        """Compute for all who ask for this key from now on; those who wait for an earlier flight go on."""
         flight = Flight(about, asyncio.create_task(work, name="flight"))
         self._by_key[key] = flight
         flight.task.add_done_callback(lambda _task: self._land(key, flight))
@@ -59,10 +59,6 @@ class Flights(Generic[K, T, A]):
             if not flight.waiting and not flight.task.done():
                 self._land(key, flight)  # at once: whoever comes now must not join what is being cancelled
                 flight.task.cancel()
-
-    def part(self, key: K) -> None:
-        """Nobody joins the flight of this key any more, those who wait for it go on."""
-        self._by_key.pop(key, None)
 
     def _land(self, key: K, flight: Flight[T, A]) -> None:
         if self._by_key.get(key) is flight:

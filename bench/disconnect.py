@@ -43,7 +43,7 @@ async def one(up: Site, phase: str, index: int) -> float:
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     prompt = f"client {index} " * (1 if phase == "mid-stream" else 40)
     data = body(prompt, max_tokens=LONG, stream=phase != "non-streamed")
-    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
     if phase == "mid-stream":
         await reader.readuntil(b'"content":"')
     await held(up, True)

@@ -359,7 +359,7 @@ def exchange(size: int) -> bytes:
 
 
 def message(what: str, body: bytes) -> bytes:
-    head = f"{what} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"{what} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -23,6 +24,8 @@ from gateway.arguments import Arguments
 from gateway.intake import Asked, Inbound
 from gateway.openai import sse
 from gateway.openai.errors import ApiError
+from gateway.params import Misfit
+from gateway.question import Question, read_arguments, read_question
 from gateway.runtime import Runtime
 from gateway.settings import Config
 from gateway.spare import LEAST
@@ -32,8 +35,8 @@ from policies.workflow import Stage, Workflow
 
 CALLS_MOST = 4
 """Calls of one turn whose statements run ahead; more of them are still run when they are asked for."""
-BEGUN_MOST = 2
-"""Statements of one call that run ahead: one, and another where what comes after it says otherwise."""
+_VALUES = re.compile(r"[?$]")
+"""What a statement has where it has parameters."""
 WORKFLOW = "(ahead)"
 """The workflow and the stage under which statements ahead are told of, and learned from, apart from calls."""
 
@@ -42,12 +45,13 @@ _log = logging.getLogger("cortex.sql")
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A tool call as far as it has come; `task` runs `wanted`, its statement and database."""
+    """A tool call as far as it has come; `task` runs `wanted`, which was asked for by what was `seen` of it."""
 
     arguments: Arguments
     name: str = ""
-    begun: int = 0
-    wanted: tuple[str, str] | None = None
+    seen: tuple[str, bool, bool] | None = None
+    begun: bool = False
+    wanted: Question | None = None
     task: asyncio.Task[None] | None = None
 
     def drop(self) -> None:
@@ -67,12 +71,14 @@ class Watch:
         tools: Set[str],
         default: str | None,
         databases: Set[str],
-        begin: Callable[[str, str], asyncio.Task[None]],
+        begin: Callable[[Question], asyncio.Task[None]],
+        skip: Callable[[], None],
     ) -> None:
         self._tools = tools
         self._default = default
         self._databases = databases
         self._begin = begin
+        self._skip = skip
         self._calls: dict[int, _Call] = {}
 
     def __enter__(self) -> Watch:
@@ -121,21 +127,39 @@ class Watch:
             self._follow(call)
 
     def _follow(self, call: _Call) -> None:
-        """Run what the arguments ask for by now, instead of what they seemed to ask for before."""
-        wanted = self._wanted(call.arguments)
+        """Run what the arguments ask for by now, instead of what they seemed to ask for before.
+
+        As a rule nothing follows the statement. Where something does that makes it another question, the second one
+        waits for the end of the arguments, and so does a statement whose values have not come.
+        """
+        arguments = call.arguments
+        seen = arguments.whole, arguments.ended, arguments.broken
+        if seen == call.seen:
+            return
+        call.seen = seen
+        wanted = None if arguments.broken else self._wanted(arguments)
         if wanted == call.wanted:
             return
         call.drop()
-        if wanted is not None and call.begun < BEGUN_MOST:
-            call.begun += 1
-            call.wanted, call.task = wanted, self._begin(*wanted)
+        if wanted is not None and wanted.database is None:
+            if arguments.ended:  # nobody knows where it would have to run
+                self._skip()
+        elif wanted is not None and (arguments.ended or not call.begun):
+            call.begun = True
+            call.wanted, call.task = wanted, self._begin(wanted)
 
-    def _wanted(self, arguments: Arguments) -> tuple[str, str] | None:
-        if arguments.broken:
+    def _wanted(self, arguments: Arguments) -> Question | None:
+        """What a call with these arguments would ask, as far as it can be known."""
+        try:
+            document = read_arguments(arguments.whole)
+            question = read_question(document, arguments.whole)
+        except ApiError:
             return None
-        sql = arguments.texts.get("sql", arguments.texts.get("query"))
-        database = arguments.texts.get("database", self._default)
-        return (sql, database) if sql is not None and database in self._databases and database is not None else None
+        if not arguments.ended and not question.params and _VALUES.search(question.sql):
+            return None
+        database = question.database or self._default
+        known = database is None or database in self._databases
+        return replace(question, database=database) if known else None
 
 
 class Ahead:
@@ -183,14 +207,15 @@ class Ahead:
     def watch(self, inbound: Inbound, tools: Set[str]) -> Watch:
         """For a turn whose calls of these tools will be run here."""
 
-        def begin(sql: str, database: str) -> asyncio.Task[None]:
-            task = asyncio.create_task(self._run(inbound.asked, sql, database), name="sql ahead")
+        def begin(question: Question) -> asyncio.Task[None]:
+            task = asyncio.create_task(self._run(inbound.asked, question), name="sql ahead")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return task
 
         tools = tools & {EXECUTE} if self._houses else set()
-        return Watch(tools, self._default(inbound) if tools else None, self._houses.keys(), begin)
+        default = self._default(inbound) if tools else None
+        return Watch(tools, default, self._houses.keys(), begin, self._advances.skip)
 
     def _default(self, inbound: Inbound) -> str | None:
         """The database of a call that names none, as far as that is known; the only one, or that of its stage."""
@@ -201,11 +226,11 @@ class Ahead:
             return stage.database or (known[0] if len(known) == 1 else None)
         return known[0] if len(known) == 1 else None
 
-    async def _run(self, asked: Asked, sql: str, database: str) -> None:
-        house = self._houses[database]
+    async def _run(self, asked: Asked, question: Question) -> None:
+        house = self._houses[question.database or ""]
         try:
-            if self._free(house) and await self._worth_it(house, asked, sql, database) and self._free(house):
-                await self._advance(house, asked, sql, database)
+            if self._free(house) and await self._worth_it(asked, question) and self._free(house):
+                await self._advance(house, asked, question)
             else:
                 self._advances.skip()
         except (ApiError, BackendError) as error:
@@ -213,22 +238,22 @@ class Ahead:
         except Exception:  # noqa: BLE001 - a task's root: nobody has asked for it, and nobody may suffer from it
             _log.exception("statement ahead failed pool=%s", house.pool)
 
-    async def _advance(self, house: Warehouse, asked: Asked, sql: str, database: str) -> None:
+    async def _advance(self, house: Warehouse, asked: Asked, question: Question) -> None:
         advance, kept = Advance(pool=house.pool), False
         self._advances.begin(advance)
         try:
-            answer = await self._desk.query(self._nobody(asked), sql, database=database, stage=WORKFLOW)
+            answer = await self._desk.query(self._nobody(asked), question, stage=WORKFLOW)
             kept = answer.status == 200 and not answer.volatile
         finally:
             self._advances.end(advance, kept=kept)
 
-    async def _worth_it(self, house: Warehouse, asked: Asked, sql: str, database: str) -> bool:
+    async def _worth_it(self, asked: Asked, question: Question) -> bool:
         """Whether the result could be given to a call. The reader keeps what it has read: the desk reads for free."""
         try:
-            statement = await self._desk.read(asked, house, database, sql)
-        except SqlRefused:
+            statement, _ = await self._desk.read(asked, question)
+        except (SqlRefused, Misfit):
             return False
-        return statement.deterministic and not statement.parameters  # whose values nobody knows
+        return statement.deterministic
 
     def _free(self, house: Warehouse) -> bool:
         """Whether there is room for one more, in a worker that stands idle and that nobody waits for."""

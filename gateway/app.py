@@ -10,11 +10,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.asgi import Out
 from gateway.gateway import Gateway
+from gateway.hosts import Hosts
 from gateway.identity import split_path
 from gateway.metrics import CONTENT_TYPE
 from gateway.openai.errors import (
@@ -45,8 +46,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 
 class Edge:
-    """What every request meets first: limits on its headers, the place that its path names, and the question of
-    its key, before a byte of its body is read.
+    """What every request meets first: limits on its headers, the place that its path names, the name that it knows
+    this machine by where no key is needed, and the question of its key, before a byte of its body is read.
 
     `/w/nl2sql/s/fix/v1/…` becomes `/v1/…`. The scope's state gets `place`, workflow and stage; `caller`; and
     `path`, as the client sent it.
@@ -62,6 +63,7 @@ class Edge:
         }
         self._server = gateway.config.server
         self._access = gateway.access
+        self._hosts = Hosts(self._server.allowed_hosts) if self._access.open else None
         self._directory = gateway.directory
         self._counts = gateway.metrics
 
@@ -72,8 +74,10 @@ class Edge:
         place, path = split_path(scope["path"])
         state = {**scope.get("state", {}), "place": place, "path": scope["path"]}
         try:
-            self._check(scope["headers"])
+            host, origin = self._check(scope["headers"])
             if place is not None or path.startswith(("/v1/", MCP)):
+                if self._hosts is not None:
+                    self._hosts.check(host, origin)
                 state["caller"] = self._access.caller(scope["headers"])
                 self._directory.check_place(place)
         except ApiError as error:
@@ -86,17 +90,23 @@ class Edge:
         # Past the router, which tries one route after the other: these are the paths that most requests take.
         await self._direct.get((scope["method"], path), self.app)(scope, receive, send)
 
-    def _check(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def _check(self, headers: list[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None]:
+        """The host and the origin that they name. Raises ApiError."""
         if len(headers) > self._server.max_header_count:
             raise headers_too_large(f"more than {self._server.max_header_count} headers")
         size = hosts = 0
+        host = origin = None
         for name, value in headers:
             size += len(name) + len(value)
-            hosts += name == b"host"
+            if name == b"host":
+                hosts, host = hosts + 1, value
+            elif name == b"origin":
+                origin = value
         if size > self._server.max_header:
             raise headers_too_large(f"the headers are larger than {self._server.max_header} bytes")
         if hosts > 1:
             raise bad_request("Host: is given twice", param="Host")
+        return host, origin
 
 
 def _routes(gateway: Gateway) -> list[Route]:
@@ -183,10 +193,18 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """What Starlette's router says, in OpenAI's words."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "").split(", ")
-        return _error(wrong_method(request.method, allowed))
+        return _error(wrong_method(request.method, _allowed(request)))
+    if request.scope["path"] == MCP:
+        return _error(ApiError("/mcp is switched off (mcp.enabled: true)", code="not_found"))
     message = f"no path named '{shown(request.state.path)}' (the API is under /v1; see /health, /ready, /metrics)"
     return _error(ApiError(message, code="not_found"))
+
+
+def _allowed(request: Request) -> set[str]:
+    """The methods of a path, of all its routes: Starlette names those of the first."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in fitting for method in route.methods or ()}
 
 
 def _json(document: object, status: int = 200) -> Response:

@@ -8,7 +8,7 @@ a stream can still be started elsewhere.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -16,7 +16,7 @@ from backends.base import BackendError, Reply, Request
 from gateway.openai import sse
 from gateway.openai.errors import ApiError, broken, refused, timeout, unavailable
 from gateway.runtime import RefusedCall, Runtime, Ticket
-from policies.calls import Call, Fate, Outcome
+from policies.calls import Fate, Outcome
 from policies.events import Start
 
 BODY_MOST = 64 * 1024 * 1024
@@ -50,15 +50,6 @@ class Attempt:
             output_tokens=output,
             cached_tokens=cached,
         )
-
-
-@asynccontextmanager
-async def asked_of_a_pool(
-    runtime: Runtime, call: Call, request: Callable[[Start], Request], *, stream: bool
-) -> AsyncIterator[Attempt]:
-    """A call from its queue to the attempt that an engine has taken up, as `begun` has it."""
-    async with runtime.ticket(call) as ticket, begun(runtime, ticket, request, stream=stream) as attempt:
-        yield attempt
 
 
 def begun(
@@ -224,7 +215,7 @@ def explained(refusal: RefusedCall, last: BackendError | None) -> ApiError:
         case "timeout":
             return timeout("the engine did not answer in time")
         case _:
-            return broken(f"{last}") if last is not None else broken()
+            return broken(f"{last}", again=last.trouble != "crashed") if last is not None else broken()
 
 
 def _header(reply: Reply, name: str) -> str:

@@ -9,7 +9,8 @@ import os
 import runpy
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import uvloop
@@ -27,7 +28,10 @@ from simulator.campaign import Entrant
 from simulator.command import add_options
 from simulator.lineup import Contender
 
+_log = logging.getLogger("cortex")
+
 REPLAY_USAGE = "cortex replay JOURNAL [--set SLOT=POLICY[:PARAMETER=VALUE,...]] ..."
+CONFIG = Path("config.yaml")
 DEMO = Path("examples/nl2sql/demo.py")
 
 
@@ -53,13 +57,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="cortex", description="A workflow-aware, OpenAI-compatible gateway for agentic LLM serving."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
+    parser.add_argument("--version", action="version", version=f"cortex {version('cortex-gateway')}")
     serve = commands.add_parser("serve", help="start the gateway")
-    serve.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE")
+    file = serve.add_mutually_exclusive_group()
+    file.add_argument("file", type=Path, nargs="?", default=CONFIG, metavar="FILE", help=f"default: {CONFIG}")
+    file.add_argument("--config", type=Path, metavar="FILE", help="the same, as an option")
     serve.add_argument("--host", help="listen here instead of where the file says")
     serve.add_argument("--port", type=int, help="listen on this port instead of the file's")
     serve.set_defaults(run=_serve)
     check = commands.add_parser("check", help="check a configuration and say what it holds")
-    check.add_argument("file", type=Path, nargs="?", default=Path("config.yaml"), metavar="FILE")
+    check.add_argument("file", type=Path, nargs="?", default=CONFIG, metavar="FILE", help=f"default: {CONFIG}")
     check.set_defaults(run=_check)
     demo = commands.add_parser(
         "demo", help="60 questions through an NL2SQL agent, under four pool layouts", add_help=False
@@ -106,26 +113,38 @@ def read_config(path: Path, environ: Mapping[str, str] = os.environ, overrides: 
 
 def _check(parsed: argparse.Namespace) -> int:
     config = read_config(parsed.file)
-    for warning in _missing_databases(config):
+    for warning in _warnings(config):
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{parsed.file}: ok ({len(config.pools)} pools, {len(config.workflows)} workflows)")
+    print(f"{parsed.file}: ok ({_counted(config.pools, 'pool')}, {_counted(config.workflows, 'workflow')})")
     return 0
 
 
-def _missing_databases(config: Config) -> Iterator[str]:
-    """Files that are not there yet: no mistake in the configuration, but nothing can be started over them."""
+def _counted(things: Collection[str], what: str) -> str:
+    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
+
+
+def _warnings(config: Config) -> Iterator[str]:
+    """Databases that are not there yet or hold nothing: no mistake in the configuration, but hardly what is meant."""
     for name, pool in config.pools.items():
-        if isinstance(pool.backend, DuckDb):
-            for database, path in pool.backend.databases.items():
-                if not path.exists():
-                    yield f"{spelled(('pools', name, 'backend', 'databases', database))}: no such file: {path}"
+        for database, path in pool.backend.databases.items() if isinstance(pool.backend, DuckDb) else ():
+            where = spelled(("pools", name, "backend", "databases", database))
+            if not path.exists():
+                yield f"{where}: no such file: {path}"
+            elif path.is_dir() and not any(map(_is_table, path.rglob("*.parquet"))):
+                yield f"{where}: no Parquet file in this folder, so it has no tables: {path}"
+
+
+def _is_table(path: Path) -> bool:
+    return not path.name.startswith((".", "_"))
 
 
 def _serve(parsed: argparse.Namespace) -> int:
     given = {name: getattr(parsed, name) for name in ("host", "port")}
     overrides = [Override(f"--{name}", "server", name, value) for name, value in given.items() if value is not None]
-    config = read_config(parsed.config, overrides=overrides)
+    config = read_config(parsed.config or parsed.file, overrides=overrides)
     _set_up_logs(config)
+    for warning in _warnings(config):
+        _log.warning(warning)
     try:
         # Before anything else is started: a port that is taken is the most common reason not to start at all.
         listener = bound(config.server)

@@ -11,15 +11,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import TracebackType
 from typing import Final, Protocol
 
 import orjson
 
 from backends.artifacts.tiers import Artifacts
+from backends.base import Request
 from backends.flights import Flight, Flights
 from gateway import headers as names
 from gateway.answers import Tokens, cut_short, finished, whole_answer
-from gateway.attempts import Attempt, asked_of_a_pool
+from gateway.attempts import Attempt, begun
 from gateway.intake import Asked, Intake
 from gateway.openai import sse
 from gateway.openai.errors import ApiError, interrupted
@@ -115,6 +117,7 @@ class Completions:
             if stage.recall is not None
         }
         self._most = config.state.value
+        self._patience = config.timeouts.idle
         self._runtime = runtime
         self._intake = intake
         self._artifacts = artifacts
@@ -132,49 +135,46 @@ class Completions:
         name = Name(call.tenant, (SCOPE, call.pool), _key(payload, body))
         return self._recalled(_Wish(asked=asked, call=call, payload=payload, body=body, name=name, lifetime=lifetime))
 
-    @asynccontextmanager
-    async def _computed(self, asked: Asked, call: Call, payload: Payload, body: bytes) -> AsyncIterator[Completion]:
+    def _computed(
+        self, asked: Asked, call: Call, payload: Payload, body: bytes
+    ) -> AbstractAsyncContextManager[Completion]:
         """From an engine, for this call."""
-        stream = payload.stream
-        request = partial(self._intake.request, asked, call, payload.endpoint, body, stream=stream)
-        async with asked_of_a_pool(self._runtime, call, request, stream=stream) as attempt:
-            found = Completion(status=attempt.status, headers=attempt.headers, start=attempt.start, body=attempt.body)
-            if attempt.rest is None:
-                found.tokens = whole_answer(attempt)
-                found.seconds = self._runtime.now() - attempt.began
-                yield found
-                return
-            async with aclosing(_live(found, attempt)) as events:
-                found.events = events
-                yield found
+        request = partial(self._intake.request, asked, call, payload.endpoint, body, stream=payload.stream)
+        return _Computed(self._runtime, call, request, stream=payload.stream)
 
     @asynccontextmanager
     async def _recalled(self, wish: _Wish) -> AsyncIterator[Completion]:
         """From wherever it is to be had."""
-        while True:
-            async with AsyncExitStack() as stack:
-                found = await self._found(wish, stack)
-                if found is not None:
-                    self._counts.completion_looked_up(wish.call.pool, found.cache)
-                    yield found
-                    return
+        async with AsyncExitStack() as stack:
+            found = await self._found(wish, stack)
+            self._counts.completion_looked_up(wish.call.pool, found.cache)
+            yield found
 
-    async def _found(self, wish: _Wish, stack: AsyncExitStack) -> Completion | None:
-        """The answer, which is read while the stack stands. None where the call that began it was refused: that says
-        nothing of this one."""
-        name, call = wish.name, wish.call
-        if self._flights.get(name) is None and (got := await self._artifacts.get(name)) is not None:
-            return self._kept(wish, got.artifact)
-        flight = self._flights.get(name)  # it may have begun while Redis was asked
+    async def _found(self, wish: _Wish, stack: AsyncExitStack) -> Completion:
+        """The answer, which is read while the stack stands."""
+        flight = self._flight(wish.name)
+        if flight is None:
+            if (kept := await self._artifact(wish.name)) is not None:
+                return self._kept(wish, kept)
+            flight = self._flight(wish.name)  # it may have begun while Redis was asked
         if flight is not None:
-            return await self._joined(wish, flight, stack)
-        tape = Tape[Completion](self._most)
-        flight = self._flights.begin(name, _Flying(call.id, tape), self._fly(wish, tape))
-        stack.enter_context(self._flights.aboard(name, flight))
-        head = await tape.head()
-        if head.events is None:
-            return replace(head, cache="miss")
-        return replace(head, cache="miss", events=await stack.enter_async_context(aclosing(tape.read())))
+            async with AsyncExitStack() as joined:
+                found = await self._joined(wish, flight, joined)
+                if found is not None:
+                    stack.push_async_exit(joined.pop_all())
+                    return found
+        return await self._begun(wish, stack)
+
+    def _flight(self, name: Name) -> Flight[None, _Flying] | None:
+        """The one that can still be read from its first event on."""
+        flight = self._flights.get(name)
+        return flight if flight is not None and flight.about.tape.whole else None
+
+    async def _artifact(self, name: Name) -> Artifact | None:
+        got = await self._artifacts.get(name)
+        if got is not None:
+            return got.artifact
+        return await self._artifacts.memory.get(name)  # it may have been computed while Redis was asked
 
     def _kept(self, wish: _Wish, artifact: Artifact) -> Completion:
         """What was kept, as it was when it was computed."""
@@ -190,9 +190,20 @@ class Completions:
         self._counts.completion_saved(wish.call.pool, found.seconds)
         return found
 
+    async def _begun(self, wish: _Wish, stack: AsyncExitStack) -> Completion:
+        """What this call begins, and others may join."""
+        tape = Tape[Completion](self._most, self._patience)
+        flight = self._flights.begin(wish.name, _Flying(wish.call.id, tape), self._fly(wish, tape))
+        stack.enter_context(self._flights.aboard(wish.name, flight))
+        events = await stack.enter_async_context(tape.reading())
+        head = await tape.head()
+        return replace(head, cache="miss", events=None if head.events is None else events)
+
     async def _joined(self, wish: _Wish, flight: Flight[None, _Flying], stack: AsyncExitStack) -> Completion | None:
-        """What another call has begun, from its first event on."""
+        """What another call has begun, from its first event on. None where that one was refused, by the gateway or by
+        its engine: it may have been for a member that this one has not, so this one goes on by its own right."""
         tape = flight.about.tape
+        events = await stack.enter_async_context(tape.reading())
         ticket = await stack.enter_async_context(self._runtime.follow(wish.call, flight.about.leader))
         stack.enter_context(self._flights.aboard(wish.name, flight))
         try:
@@ -200,6 +211,8 @@ class Completions:
         except ApiError as error:
             if error.code not in REFUSALS:  # what broke the leader's would break this one too
                 raise
+            return None
+        if head.status != 200:
             return None
 
         def done() -> None:
@@ -210,7 +223,7 @@ class Completions:
         if head.events is None:
             done()
         else:
-            found.events = await stack.enter_async_context(aclosing(_then(tape.read(), done)))
+            found.events = await stack.enter_async_context(aclosing(_then(events, done)))
         return found
 
     async def _fly(self, wish: _Wish, tape: Tape[Completion]) -> None:
@@ -218,9 +231,12 @@ class Completions:
         try:
             async with self._computed(wish.asked, wish.call, wish.payload, wish.body) as found:
                 tape.begin(found)
-                ends = _Ends()
+                ends = _Ends(wish.payload.choices)
                 if found.events is not None:
-                    await self._record(wish.name, found.events, ends, tape)
+                    async for batch in found.events:
+                        for event in batch:
+                            ends.see(sse.chunk_of(event))
+                        await tape.add(batch)
                 elif found.status == 200:
                     ends.see(orjson.loads(found.body))
                 if ends.all and tape.whole:
@@ -230,17 +246,6 @@ class Completions:
             tape.end(error)
         finally:
             tape.end(interrupted())
-
-    async def _record(
-        self, name: Name, events: AsyncIterator[list[bytes]], ends: _Ends, tape: Tape[Completion]
-    ) -> None:
-        """Put events on the tape. Who comes when it can hold no more finds no beginning, and begins anew."""
-        async for batch in events:
-            if not tape.fits(batch):
-                self._flights.part(name)
-            for event in batch:
-                ends.see(sse.chunk_of(event))
-            await tape.add(batch)
 
     async def _keep(self, wish: _Wish, found: Completion, text: bytes) -> None:
         """Keep an answer that is whole, unless it is too large."""
@@ -260,10 +265,54 @@ class Completions:
         await self._artifacts.keep(Artifact(head, value))
 
 
-class _Ends:
-    """Which choices of an answer have begun, and which of them have come to an end."""
+class _Computed:
+    """An answer from an engine. A class: generators cost a short call more than all that they do here."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime, call: Call, request: Callable[[Start], Request], *, stream: bool) -> None:
+        self._runtime = runtime
+        self._open = runtime.ticket(call)
+        self._request = request
+        self._stream = stream
+        self._begun: AbstractAsyncContextManager[Attempt] | None = None
+        self._events: AsyncGenerator[list[bytes], None] | None = None
+
+    async def __aenter__(self) -> Completion:
+        ticket = await self._open.__aenter__()
+        opened = begun(self._runtime, ticket, self._request, stream=self._stream)
+        try:
+            attempt = await opened.__aenter__()
+            self._begun = opened
+            return self._found(attempt)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._events is not None:
+                await self._events.aclose()
+            if self._begun is not None:
+                await self._begun.__aexit__(kind, error, trace)
+        finally:
+            await self._open.__aexit__(kind, error, trace)
+
+    def _found(self, attempt: Attempt) -> Completion:
+        found = Completion(status=attempt.status, headers=attempt.headers, start=attempt.start, body=attempt.body)
+        if attempt.rest is None:
+            found.tokens = whole_answer(attempt)
+            found.seconds = self._runtime.now() - attempt.began
+        else:
+            found.events = self._events = _live(found, attempt, attempt.rest)
+        return found
+
+
+class _Ends:
+    """Which choices of an answer have begun and which of them have ended, of so many that were asked for."""
+
+    def __init__(self, asked: int) -> None:
+        self._asked = asked
         self._ended: dict[object, bool] = {}
 
     def see(self, chunk: object) -> None:
@@ -279,8 +328,8 @@ class _Ends:
 
     @property
     def all(self) -> bool:
-        """Whether there are any, and each has ended."""
-        return bool(self._ended) and all(self._ended.values())
+        """Whether all are there, and each has ended."""
+        return len(self._ended) == self._asked and all(self._ended.values())
 
 
 def deterministic(payload: Payload) -> bool:
@@ -294,11 +343,14 @@ def _key(payload: Payload, body: bytes) -> str:
     return hashlib.blake2b(orjson.dumps([FORMAT, payload.endpoint, said])).hexdigest()
 
 
-async def _live(found: Completion, attempt: Attempt) -> AsyncGenerator[list[bytes], None]:
+async def _live(
+    found: Completion, attempt: Attempt, rest: AsyncIterator[list[bytes]]
+) -> AsyncGenerator[list[bytes], None]:
     """An engine's events as they come; reports their end. One that is broken does not come, those before it do."""
     tokens = found.tokens
+    batch: list[bytes] | None = attempt.held
     with cut_short(attempt):
-        async for batch in _from_the_first(attempt):
+        while batch is not None:
             for index, event in enumerate(batch):
                 try:
                     tokens.count(event)
@@ -307,17 +359,11 @@ async def _live(found: Completion, attempt: Attempt) -> AsyncGenerator[list[byte
                         yield batch[:index]
                     raise
             yield batch
+            batch = await anext(rest, None)
         if not tokens.done:
             raise interrupted()
     found.seconds = attempt.ticket.runtime.now() - attempt.began
     finished(attempt, tokens)
-
-
-async def _from_the_first(attempt: Attempt) -> AsyncIterator[list[bytes]]:
-    assert attempt.rest is not None
-    yield attempt.held
-    async for batch in attempt.rest:
-        yield batch
 
 
 async def _at_once(text: bytes) -> AsyncIterator[list[bytes]]:

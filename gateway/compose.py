@@ -113,7 +113,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
             draining=lambda: gateway.draining,
         ),
         admin=AdminApi(access=access, runtime=runtime, monitor=monitor),
-        mcp=_mcp(config, access, intake=intake, desk=desk, door=door),
+        mcp=_mcp(config, intake=intake, desk=desk, door=door),
         keeper=_keeper(config, runtime),
         openers=(artifacts.start, *(parser.start for parser in parsers.values())),
         closers=(session.close, *(parser.aclose for parser in parsers.values()), ahead.aclose, artifacts.aclose),
@@ -122,13 +122,12 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     return gateway
 
 
-def _mcp(config: Config, access: Access, *, intake: Intake, desk: Desk, door: Door) -> McpApi | None:
+def _mcp(config: Config, *, intake: Intake, desk: Desk, door: Door) -> McpApi | None:
     if not config.mcp.enabled:
         return None
     from gateway.mcpapi import McpApi  # noqa: PLC0415 - takes most of a second to import
 
-    most = config.server.max_body
-    return McpApi(intake=intake, desk=desk, door=door, max_body=most, open_to_all=access.open)
+    return McpApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body)
 
 
 def _artifacts(config: Config, metrics: Metrics) -> Artifacts:
@@ -136,7 +135,13 @@ def _artifacts(config: Config, metrics: Metrics) -> Artifacts:
     memory = MemoryTier(Shelf(state.memory), clock=time.time, evicted=metrics.artifact_evicted, scope_most=state.keys)
     shared = None
     if state.redis is not None:
-        tier = RedisTier(state.redis, clock=time.time, connect_timeout=state.timeout, scope_most=state.keys)
+        tier = RedisTier(
+            state.redis,
+            clock=time.time,
+            connect_timeout=state.timeout,
+            scope_most=state.keys,
+            longest=state.longest,
+        )
         shared = Shared(tier, counts=metrics, timeout=state.timeout)
     return Artifacts(memory, shared=shared, counts=metrics, clock=time.time)
 

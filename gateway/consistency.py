@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import get_args
 
-from gateway.settings import Config, DuckDb, Edge, Emulated, Outcome, Pool, Stage, Vllm, Workflow
-from gateway.yamlfile import Place
+from gateway.settings import Config, DuckDb, Edge, Emulated, Outcome, Pool, Stage, State, Tool, Vllm, Workflow
+from gateway.yamlfile import Place, spelled
 from policies.fleet import groups
 from policies.workflow import START
 
@@ -22,8 +22,10 @@ CLOSE = 1e-6
 def faults(config: Config) -> Iterator[Fault]:
     """Everything that does not agree, each with its place, in no order."""
     yield from _server(config)
+    yield from _state(config.state)
     for name in config.pools:
         yield from _pool(config, name)
+    yield from _databases(config)
     yield from _lending(config)
     for pattern, pool in config.models.items():
         if complaint := _unusable(config, pool, "llm"):
@@ -48,6 +50,12 @@ def _lending(config: Config) -> Iterator[Fault]:
         if own is not None and others:
             message = f"'{others[0]}' has another, and they share engines (layout: {layout}); set policies.priority"
             yield ("pools", name, "policies", "priority"), message
+
+
+def _state(state: State) -> Iterator[Fault]:
+    """A lifetime that the file does not name ends with the longest all the same."""
+    if "lifetime" in state.model_fields_set and state.lifetime > state.longest:
+        yield ("state", "lifetime"), "is more than state.longest"
 
 
 def _server(config: Config) -> Iterator[Fault]:
@@ -88,6 +96,18 @@ def _pool(config: Config, name: str) -> Iterator[Fault]:
     for index, other in enumerate(pool.lends_to or ()):
         if complaint := _unusable(config, other, "llm") or _cannot_lend(config, name, other):
             yield (*place, "lends_to", index), complaint
+
+
+def _databases(config: Config) -> Iterator[Fault]:
+    """Callers name a database and not its pool, so a second one of the same name could not be reached."""
+    owners: dict[str, str] = {}
+    for pool, spec in config.pools.items():
+        for name in spec.backend.databases if isinstance(spec.backend, DuckDb) else ():
+            first = owners.setdefault(name, pool)
+            if first != pool:
+                there = spelled(("pools", first, "backend", "databases", name))
+                message = f"the same name as {there}: callers name a database, not its pool"
+                yield ("pools", pool, "backend", "databases", name), message
 
 
 def _engines(pool: Pool, place: Place) -> Iterator[Fault]:
@@ -170,10 +190,12 @@ def _database(stage: Stage, backend: DuckDb, place: Place) -> Iterator[Fault]:
 
 
 def _tools(workflow: Workflow, place: Place) -> Iterator[Fault]:
-    """A tool that the gateway is to run itself needs a stage to run it in."""
+    """Only the gateway's own tools are meant, and one that it is to run itself needs a stage to run it in."""
     run_here = {stage.tool for stage in workflow.stages.values() if stage.tool}
     for tool, way in workflow.tools.items():
-        if way == "intercept" and tool not in run_here:
+        if tool not in get_args(Tool):
+            yield (*place, "tools", tool), _unknown("tool", tool, get_args(Tool))
+        elif way == "intercept" and tool not in run_here:
             yield (*place, "tools", tool), f"intercept needs a stage with tool: {tool}"
 
 

@@ -27,7 +27,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from gateway import template, units
 from gateway.template import Template
 from gateway.yamlfile import Substituted
-from policies.dialects import DIALECTS
+from policies.dialects import DIALECTS, dialect_called
 
 FAULT, MISSING = "fault", "missing_key"
 """The types of errors whose message is already in the words of this module."""
@@ -88,6 +88,7 @@ _WORDING = {
     "bool_type": "must be true or false, not {found}",
     "model_type": "must be a mapping (key: value), not {found}",
     "mapping_type": "must be a mapping (key: value), not {found}",
+    "dict_type": "must be a mapping (key: value), not {found}",
     "tuple_type": "must be a list, not {found}",
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
@@ -173,6 +174,26 @@ def _url(value: str) -> str:
     return base
 
 
+def _redis_url(value: str) -> str:
+    host = r"(\[[0-9A-Fa-f:]+\]|[^@/:\s?#]+)(:(?P<port>[0-9]{1,5}))?"
+    found = re.fullmatch(rf"rediss?://([^@/\s]*@)?{host}(/[0-9]*)?", value)
+    if found is None or not 0 < int(found["port"] or 6379) < 65536:
+        raise ValueError("must be an address such as redis://127.0.0.1:6379/0")
+    return value
+
+
+def _within_a_day(value: float) -> float:
+    if value > units.SECONDS["h"] * 24:
+        raise ValueError("must be at most 24h")
+    return value
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", value):
+        raise ValueError("must be the name of a host, such as gateway.internal, without scheme and port")
+    return value
+
+
 def _pattern(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -202,9 +223,10 @@ def _spec(value: object) -> PolicySpec:
 
 
 def _dialect(name: str) -> str:
-    if name not in DIALECTS:
+    dialect = dialect_called(name)
+    if dialect is None:
         raise ValueError(f"must be one of {', '.join(DIALECTS)}")
-    return name
+    return dialect
 
 
 def _deeply_plain(value: Any) -> object:
@@ -225,10 +247,13 @@ Number = Annotated[float, BeforeValidator(_plain)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_plain)]
 Flag = Annotated[bool, BeforeValidator(_plain)]
 Seconds = Annotated[float, Field(gt=0), BeforeValidator(units.duration)]
+SecondsOfADay = Annotated[Seconds, AfterValidator(_within_a_day)]
 Bytes = Annotated[int, Field(gt=0), BeforeValidator(units.size)]
 BytesOrZero = Annotated[int, BeforeValidator(units.size)]
 Name = Annotated[str, AfterValidator(_name)]
 Url = Annotated[str, AfterValidator(_url)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+Host = Annotated[str, AfterValidator(_host)]
 Dialect = Annotated[str, AfterValidator(_dialect)]
 Pattern = Annotated[re.Pattern[str], BeforeValidator(_pattern)]
 FilePath = Annotated[Path, BeforeValidator(_path)]

@@ -56,7 +56,9 @@ TABLE: tuple[Header, ...] = (
     Header("X-Workflow-Slack-Ms", "reply", "slack_ms", "time the run could still lose when the call was sent, in ms"),
     Header("X-Workflow-Queue-Ms", "reply", "queue_ms", "time the call waited for its engine, in ms"),
     Header("X-Workflow-Cache", "reply", "cache", "`hit`, `joined` or `miss`: where the answer came from"),
+    Header("X-Workflow-Tools-Run", "reply", "tools_run", "how many tool calls the gateway ran for a whole reply"),
     Header("X-Workflow-Source", "reply", "source", "which channel named workflow or stage: `header`, `body`, …"),
+    Header("X-Should-Retry", "reply", "retry", "`false` with an error that another try would only meet again"),
     Header("Retry-After", "reply", "retry_after", "with 429 and 503: whole seconds to wait before the next try"),
 )
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from gateway import headers as names
-from gateway.openai.errors import ill_formed
+from gateway.openai.errors import ill_formed, unknown_member
 
 Source = Literal["header", "body", "path", "alias", "key", "none"]
 Tools = Literal["pass", "ahead", "intercept"]
@@ -38,14 +38,15 @@ _BODY_FIELDS: Mapping[str, str] = MappingProxyType(
         "priority": "priority",
         "hints": "hints",
         "final": "final",
+        "tools": "tools",
     }
 )
-# Other clients put their own things into metadata, so the general words `type` and `id` are not ours there.
+# Other clients put their own things into metadata, so the general words `type`, `id` and `tools` are not ours there.
 _METADATA_FIELDS: Mapping[str, str] = MappingProxyType(
     {
         f"workflow_{key}" if key in ("type", "id") else key: field
         for key, field in _BODY_FIELDS.items()
-        if key != "hints"
+        if key not in ("hints", "tools")
     }
 )
 _PATH = re.compile(r"/w/(?P<workflow>[^/]+)(?:/s/(?P<stage>[^/]+))?(?P<rest>/mcp|/v1(?:/.*)?)", re.DOTALL)
@@ -180,6 +181,9 @@ class _Said:
     def add_body(self, body: Mapping[str, object]) -> None:
         workflow = body.get("workflow")
         if isinstance(workflow, Mapping):
+            for key in workflow:
+                if key not in _BODY_FIELDS:
+                    raise unknown_member(key, tuple(_BODY_FIELDS), within="workflow.")
             for key, field in _BODY_FIELDS.items():
                 self.add("body", f"workflow.{key}", field, workflow.get(key))
         elif workflow is not None:

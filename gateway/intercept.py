@@ -16,6 +16,8 @@ from typing import Any
 
 import orjson
 
+from gateway import headers as names
+from gateway import toolruns
 from gateway.ahead import Ahead, Watch, sql_stage
 from gateway.answers import Tokens, as_event, message_of, refusal_of
 from gateway.asgi import Out
@@ -29,6 +31,7 @@ from gateway.openai.prompt import text_of
 from gateway.openai.splice import edit
 from gateway.runtime import Runtime
 from gateway.settings import Config
+from gateway.toolcalls import run_call
 from gateway.tools import Desk
 from gateway.verdicts import Answer
 from policies.calls import Fate, Outcome
@@ -65,6 +68,10 @@ class Talk:
     id: object = None
     said: list[str] = field(default_factory=list)
     tokens: Tokens = field(default_factory=Tokens)
+    ran: list[Json] = field(default_factory=list)
+    """The tool calls that were run, as the client is told of them."""
+    passed: str = ""
+    """Why calls of our own tools reach the client after all, where they do."""
 
 
 class Intercept:
@@ -107,53 +114,66 @@ class Intercept:
     async def _go(self, talk: Talk, out: Out) -> bytes:
         """Turn after turn; returns the last piece of the reply."""
         while True:
-            tools = self._ours(talk.inbound) if self._may_go_on(talk) else frozenset()
-            with self._ahead.watch(talk.inbound, tools) as watch:
+            bound = self._bound(talk)
+            with self._ahead.watch(talk.inbound, frozenset() if bound else self._ours(talk.inbound)) as watch:
                 turn = await self._turn(talk, out, watch)
                 calls = turn.message.get("tool_calls") or []
-                if not self._can_go_on(talk, calls):
+                if not self._are_ours(talk, calls, bound):
                     return await self._end(talk, turn, out)
-                answers = await self._run(talk, calls)
-            stage = self._next_stage(talk, next((answer.fate for answer in answers if answer.fate != "ok"), "ok"))
-            if stage is None:
+                answers = await self._run(talk, calls, out)
+            stage = self._after(talk, next((answer.fate for answer in answers if answer.fate != "ok"), "ok"))
+            talk.passed = self._full(talk, stage)
+            if talk.passed:
                 return await self._end(talk, turn, out)
             self._continue(talk, stage, turn.message, answers)
 
-    def _can_go_on(self, talk: Talk, calls: list[object]) -> bool:
+    def _are_ours(self, talk: Talk, calls: list[object], bound: str) -> bool:
         """Whether these calls are the gateway's to run, and some outcome of theirs can be continued."""
-        ours = self._ours(talk.inbound)
-        if not 0 < len(calls) <= CALLS_MOST or any(_name(call) not in ours for call in calls):
+        ours, called = self._ours(talk.inbound), [_name(call) for call in calls]
+        if ours.isdisjoint(called):
             return False
-        return self._may_go_on(talk)
+        if not ours.issuperset(called):
+            talk.passed = "the turn has other calls too, which are not the gateway's to run"
+        elif len(calls) > CALLS_MOST:
+            talk.passed = f"the turn has more than {CALLS_MOST} calls"
+        else:
+            talk.passed = bound
+        return not talk.passed
 
-    def _may_go_on(self, talk: Talk) -> bool:
-        """Whether, for all that is known of its bounds, the conversation can go on after tools of the gateway's."""
+    def _bound(self, talk: Talk) -> str:
+        """Why the conversation cannot go on after tools of the gateway's, whatever comes of them; empty where it can,
+        for all that is known."""
         if talk.turns >= TURNS_MOST:
-            return False
+            return f"a request has {TURNS_MOST} turns at most"
         tool = sql_stage(self._graphs, talk.inbound)
-        if tool is not None and talk.visits[tool.name] >= tool.visits:
-            return False
-        return any(self._next_stage(talk, fate) is not None for fate in _ENDS)
+        if tool is not None and (full := self._full(talk, tool.name)):
+            return full
+        ends = [self._full(talk, self._after(talk, fate)) for fate in _ENDS]
+        return ends[0] if all(ends) else ""
 
-    async def _run(self, talk: Talk, calls: list[Json]) -> list[Answer]:
+    async def _run(self, talk: Talk, calls: list[Json], out: Out) -> list[Answer]:
         """Run the calls side by side; their answers in order. Where one gets none (ApiError), the others end too."""
         asked, tool = talk.inbound.asked, sql_stage(self._graphs, talk.inbound)
         stage, database = "execute", None
         if tool is not None:
             stage, database = tool.name, self._config.workflows[asked.identity.workflow].stages[tool.name].database
             talk.visits[stage] += 1
-        functions = [call["function"] for call in calls]
+
+        async def run(function: Json) -> tuple[Answer, Json]:
+            began, wanted = self._runtime.now(), (function["name"], function["arguments"])
+            answer = await run_call(self._desk, asked, *wanted, stage=stage, database=database)
+            return answer, toolruns.told(function, answer, self._runtime.now() - began)
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(
-                        self._desk.call(asked, one["name"], one["arguments"], stage=stage, database=database)
-                    )
-                    for one in functions
-                ]
+                tasks = [group.create_task(run(call["function"])) for call in calls]
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None  # as a single call would have failed
-        return [task.result() for task in tasks]
+        news = [task.result()[1] for task in tasks]
+        talk.ran += news
+        if out.started:
+            await out.write(b"".join(map(toolruns.comment, news)))
+        return [task.result()[0] for task in tasks]
 
     def _ours(self, inbound: Inbound) -> frozenset[str]:
         """The offered tools that the gateway runs for this call; none where there is no database to run them in."""
@@ -169,16 +189,23 @@ class Intercept:
             and (identity.tools or modes.get(name, "pass")) == "intercept"
         )
 
-    def _next_stage(self, talk: Talk, fate: Fate) -> str | None:
-        """Where the conversation goes on when its tools end like this; None at that stage's loop bound."""
+    def _after(self, talk: Talk, fate: Fate) -> str:
+        """Where the conversation goes on when its tools end like this."""
         here = talk.inbound.call.stage
         graph = self._graphs.get(talk.inbound.asked.identity.workflow)
-        if graph is None or here not in graph.stages:
-            return here  # only TURNS_MOST is known to bound it
+        if graph is None:
+            return here
         tool = sql_stage(self._graphs, talk.inbound)
         after = graph.following(tool.name, fate) if tool is not None else None
-        stage = after if after is not None and graph.stages[after].kind == "llm" else here
-        return stage if talk.visits[stage] < graph.stages[stage].visits else None
+        return after if after is not None and graph.stages[after].kind == "llm" else here
+
+    def _full(self, talk: Talk, stage: str) -> str:
+        """Why a stage cannot be entered again; empty where it can."""
+        graph = self._graphs.get(talk.inbound.asked.identity.workflow)
+        if graph is None or stage not in graph.stages:
+            return ""  # only TURNS_MOST is known to bound it
+        most = graph.stages[stage].visits
+        return f"the stage {stage!r} is entered {most} times at most (visits)" if talk.visits[stage] >= most else ""
 
     def _continue(self, talk: Talk, stage: str, message: Json, answers: list[Answer]) -> None:
         """Make the next turn's call: the conversation with the tool calls and their answers appended."""
@@ -246,10 +273,16 @@ class Intercept:
         """Let the last turn out, whatever it holds; returns the last piece of the reply."""
         first = talk.inbound.payload
         if not out.started:
-            body = _merged(talk, turn) if turn.status == 200 and talk.turns > 1 else turn.body
-            await out.begin(turn.status, [*turn.headers, ("content-length", str(len(body)))])
+            body = turn.body
+            if turn.status == 200 and talk.turns > 1:
+                body = _merged(talk, turn)
+            if turn.status == 200 and (talk.ran or talk.passed):
+                body = edit(body, {"cortex": toolruns.summary(talk.ran, talk.passed)})
+            ran = names.written("reply", {"tools_run": str(len(talk.ran) or "")})
+            await out.begin(turn.status, [*turn.headers, *ran, ("content-length", str(len(body)))])
             return body
-        last = b"".join(map(as_event, turn.held))
+        last = toolruns.comment({"passed": talk.passed}) if talk.passed else b""
+        last += b"".join(map(as_event, turn.held))
         if first.include_usage and turn.held:
             last += as_event({**turn.held[-1], "choices": [], "usage": talk.tokens.usage()})
         return last + sse.DONE

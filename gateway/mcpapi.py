@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import orjson
@@ -35,48 +36,42 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.asgi import ClientLeft, Out, read_body
 from gateway.door import Door
 from gateway.intake import Asked, Intake
-from gateway.openai.errors import ApiError, ill_formed, missing, shown
-from gateway.params import checked
+from gateway.openai.errors import ApiError, shown
 from gateway.progress import OnProgress
+from gateway.question import QUESTION, TABLES, only, read_question, read_tables, read_text
 from gateway.schemas import schema
 from gateway.tools import DESCRIBE, EXECUTE, Desk
 from gateway.verdicts import Answer
 from policies.dialects import DIALECTS
 
 LIST = "list_databases"
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _log = logging.getLogger("cortex.mcp")
 
 Context = ServerRequestContext[dict[str, Any], Request]
-Arguments = Mapping[str, object]
+Arguments = Mapping[str, Any]
 
 
 class McpApi:
     """The MCP endpoint. A tool's answer is text: the body that HTTP would have given, or what went wrong."""
 
-    def __init__(self, *, intake: Intake, desk: Desk, door: Door, max_body: int, open_to_all: bool) -> None:
-        """`open_to_all`: no key is needed. Then only requests to this machine by its own names are answered, or any
-        page in a browser on it could ask, by a name of its own that leads here."""
+    def __init__(self, *, intake: Intake, desk: Desk, door: Door, max_body: int) -> None:
         self._intake = intake
         self._desk = desk
         self._door = door
         self._max_body = max_body
         self._tools = {tool.name: tool for tool in _tools(desk.databases)}
-        names = [name for host in LOOPBACK for name in (host, f"{host}:*")]
         self._sessions = StreamableHTTPSessionManager(
             Server(
                 "cortex",
+                version=version("cortex-gateway"),
                 title="Cortex SQL",
                 get_tool_input_schema=self._schema_of,
                 on_list_tools=self._offer,
                 on_call_tool=self._call,
             ),
             stateless=True,
-            security_settings=TransportSecuritySettings(
-                enable_dns_rebinding_protection=open_to_all,
-                allowed_hosts=names,
-                allowed_origins=[f"http://{name}" for name in names],
-            ),
+            # The names by which it may be asked are looked at before, for all endpoints alike.
+            security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
             max_request_body_size=max_body,
         )
 
@@ -126,27 +121,18 @@ class McpApi:
             raise MCPError(code=INTERNAL_ERROR, message="something went wrong inside the gateway") from None
 
     async def _execute(self, asked: Asked, arguments: Arguments, *, on_progress: OnProgress | None) -> CallToolResult:
-        given = _Given(EXECUTE, arguments, "sql", "params", "database", "dialect")
-        sql = given.text("sql")
-        if sql is None:
-            raise missing("sql")
-        answer = await self._desk.query(
-            asked,
-            sql,
-            database=given.text("database"),
-            dialect=given.text("dialect", DIALECTS),
-            params=checked(arguments.get("params")),
-            on_progress=on_progress,
-        )
+        only(arguments, QUESTION)
+        answer = await self._desk.query(asked, read_question(arguments, None), on_progress=on_progress)
         return _result(asked, answer, answer.body.decode())
 
     async def _describe(self, asked: Asked, arguments: Arguments) -> CallToolResult:
-        given = _Given(DESCRIBE, arguments, "database", "tables")
-        answer = await schema(self._desk, asked, database=given.text("database"), tables=given.texts("tables"))
+        only(arguments, TABLES)
+        database, tables = read_text(arguments, "database"), read_tables(arguments)
+        answer = await schema(self._desk, asked, database=database, tables=tables)
         return _result(asked, answer, str(answer.document().get("text", "")))
 
     async def _list(self, asked: Asked, arguments: Arguments) -> CallToolResult:
-        _Given(LIST, arguments)
+        only(arguments, ())
         body = orjson.dumps({"databases": self._desk.databases})
         return _result(asked, Answer(status=200, body=body, fate="ok"), body.decode())
 
@@ -184,35 +170,6 @@ class _Exchange:
         await self._send(message)
 
 
-class _Given:
-    """The arguments of a tool call, read strictly: what is wrong is told to the model that wrote them."""
-
-    def __init__(self, tool: str, arguments: Arguments, *known: str) -> None:
-        for name in arguments:
-            if name not in known:
-                takes = ", ".join(known) or "none"
-                raise ill_formed(shown(name), f"is no argument of {tool}, which takes: {takes}")
-        self._arguments = arguments
-
-    def text(self, name: str, choices: Sequence[str] = ()) -> str | None:
-        value = self._arguments.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, str) or not value.strip():
-            raise ill_formed(name, "must be a text that is not empty")
-        if choices and value not in choices:
-            raise ill_formed(name, f"must be one of {', '.join(choices)}")
-        return value
-
-    def texts(self, name: str) -> list[str] | None:
-        value = self._arguments.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-            raise ill_formed(name, "must be a list of names")
-        return value
-
-
 def _identity(params: CallToolRequestParams) -> Mapping[str, object] | None:
     """What the request itself says of its run: a client has one set of headers for all the runs that it serves."""
     said = (params.meta or {}).get("workflow")
@@ -248,6 +205,7 @@ def _tools(databases: Sequence[str]) -> list[Tool]:
     named = ["database"] if len(databases) > 1 else []
     database = {"database": {"type": "string", "enum": list(databases)}} if databases else {}
     sql = {"type": "string", "description": "one SELECT statement"}
+    limit = {"type": "integer", "minimum": 1, "description": "the most rows that are wanted"}
     params = {"type": ["array", "object"], "description": "values for ? and $1 as a list, for $name as an object"}
     dialect = {"type": "string", "enum": list(DIALECTS), "description": "what the statement is written in"}
     tables = {"type": "array", "items": {"type": "string"}, "description": "only these tables; all without"}
@@ -255,7 +213,7 @@ def _tools(databases: Sequence[str]) -> list[Tool]:
         _tool(
             EXECUTE,
             "Run one read-only SQL statement and return its columns and rows as JSON.",
-            {"sql": sql, "params": params, **database, "dialect": dialect},
+            {"sql": sql, "params": params, **database, "dialect": dialect, "limit": limit},
             ["sql", *named],
         ),
         _tool(

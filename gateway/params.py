@@ -21,11 +21,11 @@ class Misfit(ValueError):
     """The values are not those that the statement asks for; the message says which are missing or too many."""
 
 
-def read_params(document: Mapping[str, Any], body: bytes) -> Params:
-    """The member `params`; `body` is the text of the document. Raises ApiError 400."""
+def read_params(document: Mapping[str, Any], text: str | bytes | None) -> Params:
+    """The member `params`; `text` is what the document was read from, where that lost digits. Raises ApiError 400."""
     params = checked(document.get("params"))
-    if any(isinstance(value, float) and abs(value) >= _BITS_64 for value in _values(params)):
-        checked(json.loads(body)["params"])  # the reader of the body makes floats of longer numbers, digits lost
+    if text is not None and any(isinstance(one, float) and abs(one) >= _BITS_64 for one in _values(params)):
+        checked(json.loads(text)["params"])  # our reader of JSON makes floats of longer numbers
     return params
 
 

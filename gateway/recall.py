@@ -70,24 +70,24 @@ class Recall(Generic[K, T]):
         if kept is not None:
             return Recalled(value=kept, cache="hit")
         flight = self._flights.get(key)
-        if flight is not None:
-            return await self._join(flight, key, call, compute)
+        joined = await self._joined(flight, key, call) if flight is not None else None
+        if joined is not None:
+            return joined
         flight = self._flights.begin(key, call.id, self._fly(key, call, compute))
         return Recalled(value=await self._flights.wait(key, flight), cache="miss")
 
-    async def _join(
-        self, flight: Flight[T, str], key: K, call: Call, compute: Callable[[Call], Awaitable[T]]
-    ) -> Recalled[T]:
+    async def _joined(self, flight: Flight[T, str], key: K, call: Call) -> Recalled[T] | None:
+        """The answer of another call's flight. None where that call was refused: this one then computes for itself,
+        as to join one call after the other, each of them refused, would cost the square of their number."""
         async with self._runtime.follow(call, flight.about) as ticket:
             try:
                 value = await self._flights.wait(key, flight)
             except ApiError as error:
                 if error.code not in REFUSALS:  # what broke the leader's would break this one too
                     raise
-            else:
-                ticket.finished(None, self._outcome(value, "joined"))
-                return Recalled(value=value, cache="joined")
-        return await self.get(key, call, compute)  # one of those who waited leads now, the others join it
+                return None
+            ticket.finished(None, self._outcome(value, "joined"))
+            return Recalled(value=value, cache="joined")
 
     async def _fly(self, key: K, call: Call, compute: Callable[[Call], Awaitable[T]]) -> T:
         value = await compute(call)

@@ -5,7 +5,6 @@ Durations are seconds, sizes bytes, paths absolute. `docs/configuration.md` says
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -24,6 +23,7 @@ from gateway.fields import (
     FilePathOrNone,
     Flag,
     Frozen,
+    Host,
     List,
     Map,
     Name,
@@ -34,7 +34,9 @@ from gateway.fields import (
     Pattern,
     PolicySpec,
     Prompt,
+    RedisUrl,
     Seconds,
+    SecondsOfADay,
     Share,
     Spec,
     Text,
@@ -47,7 +49,6 @@ from policies.workflow import StageKind
 Outcome = Literal["ok", "error", "empty", "timeout"]
 Tool = Literal["execute_sql", "describe_tables"]
 DEFAULT_POOL = "default"
-DAY = 24 * 3600.0
 MEMORY_LEAST = 16_000_000  # with half as much, a join of a small table already fails
 
 
@@ -56,6 +57,7 @@ class Server(Part):
 
     host: Text = "127.0.0.1"
     port: Annotated[Whole, Field(ge=0, le=65535)] = 8080
+    allowed_hosts: List[Host] = ()
     max_body: Bytes = 10_000_000
     max_header: Bytes = 32_000
     max_header_count: Count = 100
@@ -174,6 +176,7 @@ class DuckDb(Part):
     max_stream_rows: Count = 10_000_000
     max_stream_bytes: Bytes = 1_000_000_000
     stream_timeout: Seconds = 60.0
+    stream_stall: Seconds = 4.0
 
     @field_validator("memory")
     @classmethod
@@ -294,7 +297,7 @@ class Stage(Part):
     tools: List[Tool] = ()
     sampling: Sampling = Field(default_factory=Sampling)
     outcomes: Annotated[Mapping[Outcome, Pattern], Frozen] = Field(default={}, validate_default=True)
-    recall: Annotated[Seconds, Field(le=DAY)] | None = None
+    recall: SecondsOfADay | None = None
     visits: Annotated[Count, Field(le=1000)] = 3
     width: Annotated[Number, Field(ge=1, le=1000)] = 1.0
 
@@ -343,21 +346,13 @@ class State(Part):
     """Artifacts that agents publish and find: where they are kept, how long, and how many."""
 
     memory: Bytes = 64_000_000
-    redis: Text | None = Field(default=None, repr=False)
+    redis: RedisUrl | None = Field(default=None, repr=False)
     timeout: Seconds = 0.1
     lifetime: Seconds = 3600.0
-    longest: Annotated[Seconds, Field(le=DAY)] = DAY
+    longest: SecondsOfADay = 24 * 3600.0
     value: Bytes = 1_000_000
     keys: Count = 1000
     subscribers: Count = 100
-
-    @field_validator("redis")
-    @classmethod
-    def _address(cls, redis: str | None) -> str | None:
-        host = r"(\[[0-9A-Fa-f:]+\]|[^@/:\s?#]+)(:[0-9]{1,5})?"
-        if redis is not None and not re.fullmatch(rf"rediss?://([^@/\s]*@)?{host}(/[0-9]*)?", redis):
-            raise ValueError("must be an address such as redis://127.0.0.1:6379/0")
-        return redis
 
 
 class Config(Part):

@@ -10,10 +10,11 @@ from starlette.types import Receive, Scope, Send
 from gateway.asgi import EVENT_STREAM, JSON, Out, read_body, while_present
 from gateway.door import Door
 from gateway.intake import Asked, Intake
-from gateway.progress import OnProgress
+from gateway.openai.errors import NO_RETRY
+from gateway.question import Question
 from gateway.rows import Rows
 from gateway.schemas import schema, tables_of
-from gateway.sqlquery import Wanted, read_query
+from gateway.sqlquery import read_query
 from gateway.tools import Desk
 from gateway.verdicts import Answer
 
@@ -40,47 +41,31 @@ class SqlApi:
             asked = self._intake.asked(scope, wanted.document)
             out.said = asked.reply_headers
             ways = {"json": self._whole, "ndjson": self._lines, "events": self._events}
-            await ways[wanted.shape](out, receive, asked, wanted)
+            await ways[wanted.shape](out, receive, asked, wanted.question)
 
         await self._door("sql", Out(send), serve)
 
-    async def _whole(self, out: Out, receive: Receive, asked: Asked, wanted: Wanted) -> None:
-        answer = self._desk.at_hand(
-            asked,
-            wanted.sql,
-            database=wanted.database,
-            limit=wanted.limit,
-            dialect=wanted.dialect,
-            params=wanted.params,
-        )
+    async def _whole(self, out: Out, receive: Receive, asked: Asked, question: Question) -> None:
+        answer = self._desk.at_hand(asked, question)
         if answer is None:
             async with while_present(receive):
-                answer = await self._ask(asked, wanted)
+                answer = await self._desk.query(asked, question)
         await self._send(out, asked, answer)
 
-    async def _lines(self, out: Out, receive: Receive, asked: Asked, wanted: Wanted) -> None:
+    async def _lines(self, out: Out, receive: Receive, asked: Asked, question: Question) -> None:
         """Rows as they come, at the client's pace. What goes wrong after the first line is told in the last one."""
         out.last_words = lambda error: error.body() + b"\n"
-        stream = self._desk.stream(
-            asked,
-            wanted.sql,
-            database=wanted.database,
-            limit=wanted.limit,
-            dialect=wanted.dialect,
-            params=wanted.params,
-        )
-        async with while_present(receive), stream as found:
+        async with while_present(receive), self._desk.stream(asked, question) as found:
             if isinstance(found, Rows):
                 await out.begin(200, [NDJSON, *asked.reply_headers(found.start)])
-                async for lines in found.pieces():
-                    await out.write(lines)
+                await found.write(out.write)
             answer = found.end if isinstance(found, Rows) else found
         if out.started:
             await out.end((answer.body if answer.status == 200 else answer.error()) + b"\n")
         else:
             await self._send(out, asked, answer)
 
-    async def _events(self, out: Out, receive: Receive, asked: Asked, wanted: Wanted) -> None:
+    async def _events(self, out: Out, receive: Receive, asked: Asked, question: Question) -> None:
         """`event: progress` with a percentage as often as there is news, then `event: result` or `event: error`.
 
         What fails before any news is an error reply as ever: the status is not set before there is something to say.
@@ -97,7 +82,7 @@ class SqlApi:
             await out.write(_event("progress", orjson.dumps({"percent": percent})))
 
         async with while_present(receive):
-            answer = await self._ask(asked, wanted, on_progress=tell)
+            answer = await self._desk.query(asked, question, on_progress=tell)
         if answer.status == 200:
             await begin(answer)
             await out.end(_event("result", answer.body))
@@ -105,17 +90,6 @@ class SqlApi:
             await out.end(_event("error", answer.error()))
         else:
             await self._send(out, asked, answer)
-
-    async def _ask(self, asked: Asked, wanted: Wanted, *, on_progress: OnProgress | None = None) -> Answer:
-        return await self._desk.query(
-            asked,
-            wanted.sql,
-            database=wanted.database,
-            limit=wanted.limit,
-            dialect=wanted.dialect,
-            params=wanted.params,
-            on_progress=on_progress,
-        )
 
     async def schema(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The tables of one database, as text for a prompt and as data; `?tables=a,b` for these alone."""
@@ -152,6 +126,8 @@ class SqlApi:
         if answer.status == 200:
             await out.whole(200, headers, answer.body)
             return
+        if answer.fate == "timeout":
+            headers.append(NO_RETRY)
         await out.whole(answer.status, headers, answer.error())
 
 

@@ -19,6 +19,7 @@ from gateway.intake import Asked, Intake
 from gateway.openai.errors import ApiError, bad_request, ill_formed, missing, refused
 from gateway.openai.payload import object_of
 from gateway.openai.splice import edit
+from gateway.question import only
 from gateway.settings import State
 from gateway.state_events import KEEP_ALIVE, Events, TooManyReaders, shown
 from policies.artifacts import Artifact, Head, Name
@@ -29,6 +30,10 @@ PUBLISHED_COST: Final = 10.0
 """Seconds that an artifact is taken to have cost where its publisher does not say: a few calls to a model."""
 COST_MOST: Final = 24 * 3600.0
 RESERVED: Final = ("invalidate", "events")
+IDENTITY: Final = ("workflow", "metadata")
+"""Members of every body, which say whose run and stage it is of."""
+PUBLICATION: Final = ("key", "value", "type", "ttl", "tags", "scope", "producer", "cost", *IDENTITY)
+INVALIDATION: Final = ("tags", *IDENTITY)
 _FRAME: Final = 64_000
 """Bytes of a publication beside its value."""
 # What JSON numbers lose as double or 64-bit integer has at least so many digits.
@@ -63,6 +68,8 @@ class StateApi:
             body = await read_body(scope, receive, most=self._settings.value + _FRAME)
             with self._door.holding(body):
                 document = object_of(body)
+                only(document, PUBLICATION)
+                only(_query(scope), ())
                 asked = self._asked(scope, document, out)
                 artifact = self._artifact(scope, asked, document, body)
                 async with while_present(receive):
@@ -76,6 +83,8 @@ class StateApi:
 
         async def serve(out: Out) -> None:
             document = object_of(await read_body(scope, receive, most=_FRAME))
+            only(document, INVALIDATION)
+            only(_query(scope), ())
             asked = self._asked(scope, document, out)
             tags = _tags(document)
             if not tags:
@@ -169,6 +178,7 @@ class StateApi:
     ) -> None:
         async def served(out: Out) -> None:
             await read_body(scope, receive, most=_FRAME)
+            only(_query(scope), ("scope",))
             await serve(self._asked(scope, None, out), out)
 
         await self._door(endpoint, Out(send), served)
@@ -241,6 +251,8 @@ def _check_name(where: str, text: str) -> None:
     """Topics and keys stand in paths, and beside names that mean something there."""
     if text in RESERVED:
         raise ill_formed(where, f"must not be {text}, which has a meaning of its own")
+    if text in (".", ".."):
+        raise ill_formed(where, f"must not be {text}, which clients take for a part of the path")
     if "/" in text or not text.isprintable() or not 0 < len(text.encode()) <= NAME_BYTES:
         raise ill_formed(where, f"must be 1 to {NAME_BYTES} bytes of printable text without a slash")
 
@@ -292,7 +304,7 @@ def _value(document: Mapping[str, Any], body: bytes) -> bytes:
 
 
 def _query(scope: Scope) -> dict[str, str]:
-    return dict(parse_qsl(scope["query_string"].decode("latin-1")))
+    return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
 
 
 def _last_event_id(scope: Scope) -> str | None:

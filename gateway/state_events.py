@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import orjson
 
-from backends.artifacts.news import Dropped, Invalidated, News, Published
+from backends.artifacts.news import Dropped, Invalidated, News, Published, Reset
 from policies.artifacts import Head
 
 EVENTS_MOST: Final = 1000
@@ -109,9 +109,9 @@ class Events:
                 self._append(name.tenant, name.scope, "deleted", orjson.dumps({"key": name.key}))
             case Invalidated(tenant, tags):
                 self._append(tenant, None, "invalidated", orjson.dumps({"tags": tags}))
-            case _:
-                for tenant in self._logs:
-                    self._append(tenant, None, "reset", b"{}")
+            case Reset(tenant):
+                for one in self._logs if tenant is None else (tenant,):
+                    self._append(one, None, "reset", b"{}")
 
     @contextmanager
     def reading(self, tenant: str) -> Iterator[None]:
@@ -162,7 +162,8 @@ class Events:
 def _published(head: Head, value: bytes | None) -> bytes:
     document = shown(head)
     if value is not None:
-        document["value"] = orjson.Fragment(value)
+        # A line's end would end the event's. In JSON it stands between tokens only, where a space means the same.
+        document["value"] = orjson.Fragment(value.replace(b"\n", b" ").replace(b"\r", b" "))
     return orjson.dumps(document)
 
 

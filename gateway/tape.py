@@ -1,33 +1,40 @@
 """An answer while it comes, for several readers: each reads from its first event on, at its own pace.
 
-Only so many bytes are held. Beyond them the writer waits for the fastest reader; what that one has read is dropped,
-and whoever has not read it by then is cut off.
+Only so many bytes are held. Beyond them the writer waits for the slowest reader, and what all have read is dropped.
+A reader that stands still while others wait for it is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from gateway.openai.errors import ApiError, interrupted
+
+AT_ONCE: Final = 64 * 1024
+"""Bytes that a reader gets at once, one event at least: one that reads at all is seen to go on."""
 
 H = TypeVar("H")
 
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """How many events one reader has read."""
+    """How many events one reader has read, and whether it was cut off."""
 
     read: int = 0
+    late: bool = False
 
 
 class Tape(Generic[H]):
-    """A head, and the events behind it; `most` bytes of these are held."""
+    """A head, and the events behind it; `most` bytes of these are held. `patience` is for how long one reader may
+    keep others waiting that have read what it has not, in seconds."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, patience: float) -> None:
         self._most = most
+        self._patience = patience
         self._head: H | None = None
         self._events: list[bytes] = []
         self._size = 0
@@ -55,22 +62,17 @@ class Tape(Generic[H]):
         self._head = head
         self._tell()
 
-    def fits(self, events: list[bytes]) -> bool:
-        """Whether these can be added without dropping others."""
-        return self.whole and self._size + _bytes(events) <= self._most
-
     async def add(self, events: list[bytes]) -> None:
-        """Add events; waits while there is no room and nobody has read the oldest."""
+        """Add events; waits while there is no room and somebody has not read the oldest."""
         self._events += events
-        self._size += _bytes(events)
+        self._size += sum(map(len, events))
         self._tell()
         while self._size > self._most:
-            read = max((place.read for place in self._places), default=0) - self._dropped
+            read = min((place.read for place in self._places), default=self._dropped) - self._dropped
             if read > 0:
                 self._drop(read)
             else:
-                self._room.clear()
-                await self._room.wait()
+                await self._make_room()
 
     def end(self, error: ApiError | None = None) -> None:
         """Say that nothing more comes, and whether it broke off. Only the first word on that counts."""
@@ -88,26 +90,59 @@ class Tape(Generic[H]):
             await self._news.wait()
         return self._head
 
-    async def read(self) -> AsyncGenerator[list[bytes], None]:
-        """The events, as many at once as there are. Raises what they ended with, for those who are too slow too."""
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncGenerator[list[bytes], None]]:
+        """The events as they come, none of which is dropped unread in the block. They raise what they ended with, and
+        for whoever is cut off."""
         place = _Place()
         self._places.add(place)
         try:
-            while True:
-                if place.read < self._dropped:
-                    raise interrupted("this answer was read too slowly")
-                if events := self._events[place.read - self._dropped :]:
-                    yield events
-                    place.read += len(events)
-                    self._room.set()
-                elif self._error is not None:
-                    raise self._error
-                elif self._over:
-                    return
-                else:
-                    await self._news.wait()
+            async with aclosing(self._read(place)) as events:
+                yield events
         finally:
             self._places.discard(place)
+            self._room.set()
+
+    async def _read(self, place: _Place) -> AsyncGenerator[list[bytes], None]:
+        while True:
+            if place.late:
+                raise interrupted("this answer was read too slowly")
+            if events := self._next(place.read - self._dropped):
+                yield events
+                place.read += len(events)
+                self._room.set()
+            elif self._error is not None:
+                raise self._error
+            elif self._over:
+                return
+            else:
+                await self._news.wait()
+
+    def _next(self, first: int) -> list[bytes]:
+        """The events from this one on, as many as may go at once."""
+        size = 0
+        for end in range(first, len(self._events)):
+            size += len(self._events[end])
+            if size > AT_ONCE:
+                return self._events[first : max(end, first + 1)]
+        return self._events[first:]
+
+    async def _make_room(self) -> None:
+        """Wait for whoever has not read the oldest event; cut him off where others have waited for it long enough."""
+        try:
+            async with asyncio.timeout(self._patience):
+                while not self._places or self._behind():
+                    self._room.clear()
+                    await self._room.wait()
+        except TimeoutError:
+            behind = self._behind()
+            if behind != self._places:
+                for place in behind:
+                    place.late = True
+                self._places -= behind
+
+    def _behind(self) -> set[_Place]:
+        return {place for place in self._places if place.read == self._dropped}
 
     def _drop(self, most: int) -> None:
         """Drop the oldest events, as many as must go, of so many at most."""
@@ -121,7 +156,3 @@ class Tape(Generic[H]):
     def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
-
-
-def _bytes(events: list[bytes]) -> int:
-    return sum(map(len, events))

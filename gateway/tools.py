@@ -24,7 +24,7 @@ from gateway.params import Misfit, Scalar, bound
 from gateway.progress import OnProgress, telling
 from gateway.question import Question
 from gateway.recall import Recall
-from gateway.rows import Rows, streamed
+from gateway.rows import Bounds, Rows, streamed
 from gateway.runtime import Runtime
 from gateway.settings import DuckDb
 from gateway.spare import Spare
@@ -113,8 +113,9 @@ class _Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ready:
-    """A statement that may run: where, as which call, and with which values of its parameters."""
+    """A statement that may run: as it was written, where, as which call, and with which values of its parameters."""
 
+    written: str
     house: Warehouse
     database: str
     call: Call
@@ -133,6 +134,11 @@ class _Ready:
             "unlimited": self.statement.unlimited,
         }
         return _Job(path=path, members=members, timeout=self.house.settings.timeout, report=report)
+
+    def told(self, answer: Answer) -> Answer:
+        """The answer in words for whoever wrote this statement."""
+        setting = f"pools.{self.house.pool}.backend.timeout"
+        return answer.placed(self.written).overdue(self.house.settings.timeout, setting)
 
     def key(self, tenant: str, rows: int) -> Hashable:
         """The key of the result. Raises ApiError 503."""
@@ -187,7 +193,7 @@ class Desk:
             return ready
         async with telling(on_progress) if on_progress is not None else nullcontext() as report:
             answer = await self._answered(asked, ready, question.limit, report)
-        return answer.placed(question.sql)
+        return ready.told(answer)
 
     def at_hand(self, asked: Asked, question: Question) -> Answer | None:
         """As `query`, where this very text was read before and its result is kept: nothing waits. Raises ApiError."""
@@ -204,7 +210,14 @@ class Desk:
         except Misfit:
             return None
         call = self._intake.sql_call(asked, house.pool, question.sql)
-        ready = _Ready(house=house, database=database, call=call, statement=statement, values=values)
+        ready = _Ready(
+            written=question.sql,
+            house=house,
+            database=database,
+            call=call,
+            statement=statement,
+            values=values,
+        )
         key = ready.key(asked.caller.tenant, min(question.limit or house.settings.max_rows, house.settings.max_rows))
         answer = self._recalls[house.pool].at_hand(key, call)
         if answer is not None:
@@ -236,8 +249,8 @@ class Desk:
         settings = ready.house.settings
         most = min(question.limit or settings.max_stream_rows, settings.max_stream_rows)
         request = ready.job("/sql/stream", most, settings.max_stream_bytes).request(ready.call)
-        longest = settings.stream_timeout
-        async with streamed(self._runtime, ready.call, request, total=self._total, longest=longest) as found:
+        bounds = Bounds(total=self._total, longest=settings.stream_timeout, stall=settings.stream_stall)
+        async with streamed(self._runtime, ready.call, request, bounds, ready.told) as found:
             yield found
 
     async def _ready(self, asked: Asked, question: Question, *, stage: str | None = None) -> _Ready | Answer:
@@ -253,7 +266,14 @@ class Desk:
         except BackendError as error:
             raise unavailable(f"SQL cannot be read now: {error}", retry_after=error.retry_after or 1.0) from error
         else:
-            return _Ready(house=house, database=database, call=call, statement=statement, values=values)
+            return _Ready(
+                written=question.sql,
+                house=house,
+                database=database,
+                call=call,
+                statement=statement,
+                values=values,
+            )
         self._count("refused")
         self._runtime.recalled(call, _outcome(answer, "cache"))
         return answer

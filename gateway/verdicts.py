@@ -52,6 +52,14 @@ class Answer:
         body = orjson.dumps({"error": {**said, "message": placed(said["message"], written)}})
         return replace(self, body=body)
 
+    def overdue(self, limit: float, setting: str) -> Answer:
+        """The same, one that took too long with how long it may take by which setting, in seconds."""
+        if self.fate != "timeout":
+            return self
+        said = self.document()["error"]
+        message = f"the statement took longer than {limit:g} s ({setting}): read fewer rows, or filter earlier"
+        return replace(self, body=orjson.dumps({"error": {**said, "message": message}}))
+
     def error(self) -> bytes:
         """The body of an error as OpenAI shapes it."""
         said = self.document()["error"]
@@ -60,7 +68,7 @@ class Answer:
         return orjson.dumps({"error": whole})
 
 
-def refusal(message: str, code: str, *, param: str = "sql") -> Answer:
+def refusal(message: str, code: str, *, param: str | None = "sql") -> Answer:
     """The answer to what never reached a worker."""
     body = orjson.dumps({"error": {"message": message, "code": code, "param": param}})
     return Answer(status=400, body=body, fate="error")

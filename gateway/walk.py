@@ -25,6 +25,7 @@ from gateway.openai.errors import bad_request
 from gateway.openai.payload import Payload, parse
 from gateway.openai.prompt import text_of
 from gateway.openai.sse import DONE, Chunks
+from gateway.question import Question
 from gateway.runtime import Runtime
 from gateway.settings import Config, Stage
 from gateway.tools import DESCRIBE, Desk
@@ -110,7 +111,8 @@ class Walker:
             if answer.fate == "ok":
                 walk.values |= {"schema": str(document["text"]), "database": database or ""}
         else:
-            answer = await self._desk.query(asked, walk.values.get("sql", ""), database=database, stage=stage)
+            question = Question(sql=walk.values.get("sql", ""), database=database)
+            answer = await self._desk.query(asked, question, stage=stage)
             walk.values |= result_values(answer)
         walk.values["error"] = answer.complaint()
         return answer.fate

@@ -12,7 +12,8 @@ from policies.greedydual import GreedyDual
 
 ENTRY_COST: Final = 1000
 """Bytes that an artifact costs beside its value: names, tags, places in the indexes. Measured roughly, upward."""
-
+COUNTED_MOST: Final = 300.0
+"""Seconds of an artifact's cost that count for its place: whoever publishes one may say what he likes."""
 
 K = TypeVar("K")
 
@@ -71,11 +72,17 @@ class Worth:
 
 class Shelf:
     """Which artifacts are kept in so many bytes: those that save the most time for their size (`GreedyDual`), as long
-    as they last."""
+    as they last.
+
+    A tenant may use what no other does. Where there is no room, the one that has the most gives: a newcomer competes
+    with those of its own tenant, once that one would have the most, and with nobody until then.
+    """
 
     def __init__(self, max_bytes: int, worth: Worth | None = None) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
         self._worth = worth or Worth()
-        self._kept = GreedyDual[Name](max_bytes)
+        self._kept: dict[str, GreedyDual[Name]] = {}
         self._heads: dict[Name, Head] = {}
         self._ends: list[tuple[float, int, Name]] = []
         self._count = 0
@@ -92,23 +99,15 @@ class Shelf:
         return iter(self._heads)
 
     @property
-    def max_bytes(self) -> int:
-        return self._kept.max_bytes
-
-    @property
-    def bytes(self) -> int:
-        return self._kept.bytes
-
-    @property
     def places(self) -> int:
         """How many places it keeps in memory, those among them that are void."""
-        return self._kept.places + len(self._ends)
+        return sum(kept.places for kept in self._kept.values()) + len(self._ends)
 
     def use(self, name: Name) -> Head | None:
         """The head of an artifact that is asked for. It may have expired: see `expired`."""
         head = self._heads.get(name)
         if head is not None:
-            self._kept.use(name)
+            self._kept[name.tenant].use(name)
         return head
 
     def put(self, head: Head) -> list[Name] | None:
@@ -120,22 +119,33 @@ class Shelf:
         if not self._worth.keeps(head):
             self.drop(name)
             return None
+        size = head.size + ENTRY_COST
+        own = self._kept.setdefault(name.tenant, GreedyDual(0))
+        given = self._given(name, size)
+        before = own.bytes
+        own.max_bytes = self.max_bytes - (self.bytes - before)
+        gone = own.put(name, size, min(head.cost, COUNTED_MOST))
+        self.bytes += own.bytes - before
         self._strike(name)
-        gone = self._kept.put(name, head.size + ENTRY_COST, head.cost)
         if gone is None:
             return None
         for other in gone:
             self._strike(other)
         self._enter(head)
-        return gone
+        return given + gone
 
     def drop(self, name: Name) -> bool:
         """Forget one artifact; whether it was there."""
+        head = self._heads.get(name)
+        if head is None:
+            return False
         self._strike(name)
-        return self._kept.drop(name)
+        self.bytes -= head.size + ENTRY_COST
+        return self._kept[name.tenant].drop(name)
 
     def clear(self) -> None:
         """Forget all of them."""
+        self.bytes = 0
         self._kept.clear()
         self._heads.clear()
         self._ends.clear()
@@ -159,6 +169,30 @@ class Shelf:
     def listed(self, tenant: str, scope: tuple[str, ...]) -> list[Head]:
         """The artifacts that stand in the list of a scope."""
         return [self._heads[name] for name in self._listed.get((tenant, scope), ())]
+
+    def _given(self, name: Name, size: int) -> list[Name]:
+        """The artifacts of other tenants that go for a newcomer, which fits then. None go where its own tenant would
+        have the most with it."""
+        old = self._heads.get(name)
+        more = size - (0 if old is None else old.size + ENTRY_COST)
+        gone: list[Name] = []
+        if self.bytes + more <= self.max_bytes:
+            return gone
+        others = [kept for tenant, kept in self._kept.items() if tenant != name.tenant]
+        if self._kept[name.tenant].bytes + more >= max((kept.bytes for kept in others), default=0):
+            return gone
+        while self.bytes + more > self.max_bytes:
+            most = max(others, key=lambda kept: kept.bytes)
+            gone.append(self._shed(most))
+        return gone
+
+    def _shed(self, kept: GreedyDual[Name]) -> Name:
+        """Let go what saves a tenant the least."""
+        before = kept.bytes
+        name = kept.shed()
+        self.bytes -= before - kept.bytes
+        self._strike(name)
+        return name
 
     def _enter(self, head: Head) -> None:
         """Put an artifact into the indexes."""

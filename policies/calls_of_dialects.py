@@ -11,8 +11,9 @@ from typing import Final
 
 from sqlglot import exp
 
-from policies.rewriting import called, fill, string
-from policies.sqlite import printed
+from policies.dates import still_a_date
+from policies.rewriting import Untranslatable, bare, called, fill, string
+from policies.sqlite import characters, printed
 from policies.to_char import written_as
 
 _WIDTH_BUCKET: Final = """
@@ -23,9 +24,12 @@ _MOMENT: Final = """
     COALESCE(TRY_CAST(CAST($p1 AS TEXT) AS TIMESTAMP),
              MAKE_TIMESTAMP(CAST(TRY_CAST(CAST($p1 AS TEXT) AS DOUBLE) * 1000000 AS BIGINT)))
 """
+# DuckDB's `//` divides whole numbers exactly, and others as `/` does.
+_WHOLE_QUOTIENT: Final = "TRUNC($this // $expression)"
 _KNOWN: Final[Mapping[str, Mapping[str, str]]] = {
-    "postgres": {"widthbucket": _WIDTH_BUCKET},
+    "postgres": {"intdiv": _WHOLE_QUOTIENT, "widthbucket": _WIDTH_BUCKET},
     "mysql": {
+        "intdiv": "CAST(TRUNC($this // NULLIF($expression, 0)) AS BIGINT)",
         "dayofweek": "(DAYOFWEEK(CAST($this AS TIMESTAMP)) + 1)",
         "week": "CAST(STRFTIME(CAST($this AS TIMESTAMP), '%U') AS INTEGER)",
         "substringindex": """
@@ -37,6 +41,7 @@ _KNOWN: Final[Mapping[str, Mapping[str, str]]] = {
         "time": "CAST($this AS TIME)",
     },
     "bigquery": {
+        "intdiv": _WHOLE_QUOTIENT,
         "timestampdiff": "DATE_SUB($unit, CAST($expression AS TIMESTAMP), CAST($this AS TIMESTAMP))",
     },
     "snowflake": {
@@ -57,7 +62,6 @@ _OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
         "json_arrayagg": "JSON_GROUP_ARRAY($p1)",
         "json_unquote": "($p1 ->> '$')",
         "makedate": "CAST(MAKE_DATE($p1, 1, 1) + TO_DAYS(CAST($p2 - 1 AS INTEGER)) AS DATE)",
-        "mid": "SUBSTRING($p1, $p2, $p3)",
         "period_diff": "(($p1 // 100 - $p2 // 100) * 12 + $p1 % 100 - $p2 % 100)",
         "strcmp": "CASE WHEN $p1 < $p2 THEN -1 WHEN $p1 > $p2 THEN 1 WHEN $p1 = $p2 THEN 0 END",
         "sysdate": "NOW()",
@@ -88,6 +92,8 @@ def translated(node: exp.Expr, dialect: str) -> exp.Expr | None:
     if isinstance(node, exp.Extract):
         template = _PARTS.get(dialect, {}).get(node.this.name.upper())
         return fill(template, x=node.expression) if template else None
+    if (dated := still_a_date(node, dialect)) is not None:
+        return dated
     special = _POSTGRES if dialect == "postgres" else _MYSQL if dialect == "mysql" else {}
     for kind, rule in special.items():
         if isinstance(node, kind):
@@ -96,6 +102,8 @@ def translated(node: exp.Expr, dialect: str) -> exp.Expr | None:
         return written_as(node, dialect)
     if isinstance(node, exp.Format) and dialect == "bigquery":
         return printed(node.this, node.expressions)
+    if isinstance(node, exp.Explode) and isinstance(node.parent, exp.Lateral | exp.TableFromRows):
+        raise Untranslatable("FLATTEN has no form here: without the dialect, write UNNEST(list) AS f(value) in FROM")
     if isinstance(node, exp.ApproxQuantiles) and dialect == "bigquery":
         return _quantiles(node)
     return _from_template(node, dialect)
@@ -167,11 +175,26 @@ def _object(node: exp.Expr) -> exp.Expr | None:
 
 
 def _place(node: exp.Expr) -> exp.Expr | None:
-    """`FIELD`: the place of a value among others."""
-    if called(node) != "field" or len(node.expressions) < 2:
-        return _from_template(node, "mysql")
-    wanted, *others = node.expressions
-    return fill("COALESCE(LIST_POSITION($list, $x), 0)", list=_array(others), x=wanted)
+    """`FIELD`, the place of a value among others, and `MID`."""
+    match called(node), node.expressions:
+        case "field", [wanted, *others] if others:
+            return fill("COALESCE(LIST_POSITION($list, $x), 0)", list=_array(others), x=wanted)
+        case "mid", [whole, start, length]:
+            part = exp.Substring(this=whole.copy(), start=start.copy(), length=length.copy())
+            return _part(part) or part
+    return _from_template(node, "mysql")
+
+
+def _part(node: exp.Expr) -> exp.Expr | None:
+    """`SUBSTRING` from place 0 is empty, as what LOCATE did not find is; DuckDB's begins at 1 then."""
+    start = bare(node.args.get("start"))
+    fixed = isinstance(start, exp.Literal | exp.Neg)
+    if start is None or (fixed and start.sql() != "0"):
+        return None
+    behind = exp.Literal.number(2**31 - 1)
+    changed = node.copy()
+    changed.set("start", behind if fixed else fill("CASE WHEN $x = 0 THEN $end ELSE $x END", x=start, end=behind))
+    return changed
 
 
 def _choice(node: exp.Expr) -> exp.Expr | None:
@@ -189,4 +212,4 @@ _POSTGRES: Final = {
     exp.SimilarTo: _similar,
     exp.Anonymous: _object,
 }
-_MYSQL: Final = {exp.Anonymous: _place, exp.Elt: _choice}
+_MYSQL: Final = {exp.Anonymous: _place, exp.Chr: characters, exp.Elt: _choice, exp.Substring: _part}

@@ -14,12 +14,18 @@ from typing import Final
 from sqlglot import exp
 from sqlglot.errors import ErrorLevel
 
-from policies import sqlite
+from policies import bigquery, sqlite
 from policies.calls_of_dialects import translated as translated_call
 from policies.grouping import settle_bare_columns
+from policies.naming import Names, name_columns
 from policies.rewriting import bare, fill, inner_first, is_predicate
 
 DIALECTS: Final = ("duckdb", "sqlite", "postgres", "mysql", "bigquery", "snowflake")
+
+_CALLED: Final[Mapping[str, str]] = {
+    **{dialect: dialect for dialect in DIALECTS},
+    **{"postgresql": "postgres", "pg": "postgres", "sqlite3": "sqlite", "mariadb": "mysql"},
+}
 
 Schema = Mapping[str, Mapping[str, str]]
 """The columns of each table with their types in DuckDB's words, where the caller knows them."""
@@ -41,30 +47,52 @@ _PLAIN_WORD: Final = re.compile(r"[^\W\d]\w*")
 _NO_WHOLE_NUMBER: Final = (exp.Interval, exp.Extract, exp.Anonymous)
 
 
-def to_duckdb(root: exp.Expr, dialect: str, schema: Schema | None = None) -> str:
+def dialect_called(name: str) -> str | None:
+    """The dialect that a client or a configuration means, whatever the case; None for none of them."""
+    return _CALLED.get(name.lower())
+
+
+def to_duckdb(root: exp.Expr, dialect: str, schema: Schema | None = None, names: Names = ()) -> str:
     """The statement, a tree read in `dialect`, as text for DuckDB. Changes the tree.
 
-    Raises Untranslatable, and what sqlglot raises where it cannot write a node.
+    `names` are those of the result's columns, as `policies.naming.names_of` has them. Raises Untranslatable, and what
+    sqlglot raises where it cannot write a node.
     """
     if dialect == "sqlite":
         sqlite.settle_quotes(root, schema)
         sqlite.settle_totals(root)
         sqlite.settle_recursion(root)
-    if dialect in {"sqlite", "mysql"}:
         sqlite.settle_comparisons(root, schema)
+    if dialect == "bigquery":
+        bigquery.check_tables(root)
+        bigquery.settle_limits(root)
+    if dialect in {"sqlite", "mysql"}:
+        sqlite.settle_patterns(root)
     if dialect in {"sqlite", "mysql", "postgres"}:
         settle_bare_columns(root, extremes=dialect == "sqlite")
+    _settle_orders(root)
     for node in inner_first(root):
         for rule in _RULES[dialect]:
             changed = rule(node)
             if changed is not None:
                 node.replace(changed)
                 break
+    name_columns(root, names)
     for name in root.find_all(exp.Identifier):
         # DuckDB reads `$x`, `#1` and the like as something else than a name.
         if not name.quoted and not _PLAIN_WORD.fullmatch(name.name):
             name.set("quoted", True)
     return root.sql("duckdb", comments=False, unsupported_level=ErrorLevel.RAISE)
+
+
+def _settle_orders(root: exp.Expr) -> None:
+    """`ORDER BY NULL` asks for no order; DuckDB takes it for a mistake."""
+    for order in list(root.find_all(exp.Order)):
+        keys = [key for key in order.expressions if not isinstance(bare(key.this), exp.Null)]
+        if not keys and isinstance(order.parent, exp.Query):
+            order.pop()
+        elif keys:
+            order.set("expressions", keys)
 
 
 def _division(node: exp.Expr) -> exp.Expr | None:
@@ -75,6 +103,13 @@ def _division(node: exp.Expr) -> exp.Expr | None:
         return None
     divisor = fill("NULLIF($x, 0)", x=node.expression) if node.args.get("safe") else node.expression.copy()
     return exp.IntDiv(this=node.this.copy(), expression=divisor)
+
+
+def _remainder(node: exp.Expr) -> exp.Expr | None:
+    """Divided by nothing, it is NULL and no error."""
+    if not isinstance(node, exp.Mod):
+        return None
+    return exp.Mod(this=node.this.copy(), expression=fill("NULLIF($x, 0)", x=node.expression))
 
 
 def _number(node: exp.Expr) -> exp.Expr | None:
@@ -114,9 +149,9 @@ _OF_TEXT: Final = (
 
 Rule = Callable[[exp.Expr], exp.Expr | None]
 _RULES: Final[Mapping[str, tuple[Rule, ...]]] = {
-    "sqlite": (sqlite.translated, _division, _number, _pattern, _text_argument, _limit),
+    "sqlite": (sqlite.translated, _division, _remainder, _number, _pattern, _text_argument, _limit),
     "postgres": (lambda node: translated_call(node, "postgres"), _division),
-    "mysql": (lambda node: translated_call(node, "mysql"), _number, _pattern, _text_argument),
+    "mysql": (lambda node: translated_call(node, "mysql"), _remainder, _number, _pattern, _text_argument),
     "bigquery": (lambda node: translated_call(node, "bigquery"),),
     "snowflake": (lambda node: translated_call(node, "snowflake"),),
 }

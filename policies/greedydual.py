@@ -25,7 +25,10 @@ class _Item(Generic[K]):
 
 
 class GreedyDual(Generic[K]):
-    """The keys of what is kept, with sizes in bytes and costs in seconds; `bytes` is the sum of the sizes."""
+    """The keys of what is kept, with sizes in bytes and costs in seconds; `bytes` is the sum of the sizes.
+
+    `max_bytes` may be set anew, not below `bytes`.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -80,6 +83,13 @@ class GreedyDual(Generic[K]):
         self.bytes += size
         self._push(item)
         return [victim.key for victim in victims]
+
+    def shed(self) -> K:
+        """Let what is worth the least go. Raises IndexError where nothing is kept."""
+        least = self._pop()
+        self._age = least.worth
+        self._remove(least.key)
+        return least.key
 
     def drop(self, key: K) -> bool:
         """Let one go; whether it was there."""

@@ -112,6 +112,7 @@ def _wrap(column: exp.Column, extreme: exp.Expr | None, name: str | None) -> Non
     if extreme is None:
         wrapped = fill("FIRST($column)", column=column)
     else:
-        function = "ARG_MIN_NULL" if isinstance(extreme, exp.Min) else "ARG_MAX_NULL"
+        # Of NULLs alone there is no extreme: any row will do, as these have it.
+        function = "ARG_MIN_NULLS_LAST" if isinstance(extreme, exp.Min) else "ARG_MAX_NULLS_LAST"
         wrapped = fill(f"{function}($column, $by)", column=column, by=extreme.this)
     column.replace(exp.alias_(wrapped, name, quoted=True) if name is not None else wrapped)

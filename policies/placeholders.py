@@ -12,6 +12,7 @@ from typing import Final
 import sqlglot
 from sqlglot import exp
 
+HOW: Final = "write parameters as ?, $1 or $name"
 PARAMETERS: Final = (exp.Parameter, exp.Placeholder, exp.SessionParameter)
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w{0,63}|[1-9]\d{0,3}", re.ASCII)
@@ -55,7 +56,7 @@ def named(root: exp.Expr, *, unnumbered: bool) -> tuple[str, ...]:
         if unnumbered:
             name = name.removeprefix(_POSITION)
         if not _NAME.fullmatch(name):
-            raise BadParameters("write parameters as ?, $1 or $name")
+            raise BadParameters(HOW)
         node.replace(exp.Placeholder(this=name))
         names.add(name)
     return _ordered(names)

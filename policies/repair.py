@@ -24,31 +24,38 @@ _COLUMN: Final = (
     re.compile(r'Referenced column "(?P<name>[^"]+)" not found'),
     re.compile(r'(?:Table|Values list) "(?P<table>[^"]+)" does not have a column named "(?P<name>[^"]+)"'),
     re.compile(r'Column "(?P<name>[^"]+)" does not exist on (?:left|right) side of join'),
+    # Of an expression that has been given the name of a column that is not there.
+    re.compile(r'Column "(?P<name>[^"]+)" referenced that exists in the SELECT clause'),
     re.compile(r'Column "(?P<name>[^"]+)" in (?:EXCLUDE|REPLACE|RENAME) list not found'),
 )
 _TABLE: Final = re.compile(r'Table with name "?(?P<name>[^"\s]+)"? does not exist')
 _ALIAS: Final = re.compile(r'Referenced table "(?P<name>[^"]+)" not found')
 _FUNCTION: Final = re.compile(r"(?:\w+ )?Function with name \"?(?P<name>\w+)\"? does not exist")
 _ARGUMENTS: Final = re.compile(r"No function matches the given name and argument types '(?P<call>[^']+)'")
-_CANDIDATES: Final = re.compile(r"\n+Candidate (?:bindings|tables|Entries): *:? *(?P<names>[^\n]+)")
+_CANDIDATES: Final = re.compile(r"\nCandidate (?:bindings|tables|Entries): *:? *(?P<names>[^\n]+)")
 _TAKES: Final = re.compile(r"^\t(\S.*)$", re.MULTILINE)
 _QUOTED: Final = re.compile(r'"([^"]+)"')
 _NAMED: Final = re.compile(r"\"(?P<name>[^\"]+)\"|'(?P<value>[^']+)'|with name (?P<plain>[\w.]+)")
+_EXCERPT: Final = re.compile(r"\nLINE \d+: ")
 _SPACES: Final = re.compile(r"[\s_]+")
+# Linear in the text: a comment without an end is read to the end of the text once, not from each of its beginnings.
+_PIECES: Final = r"--[^\n]*|/\*.*?(?:\*/|\Z)|(?P<found>{})|(?:'[^']*')++|(?:\"[^\"]*\")++"
 
 
-def explained(message: str, known: Names, functions: Collection[str] = ()) -> str:
+def explained(message: str, known: Names, functions: Collection[str] = (), tables: Iterable[str] = ()) -> str:
     """The engine's message in one line, its first sentence as it is; the candidates are from what is known.
 
     `message` as DuckDB gives it, with its class before it and its excerpt after it; `functions` are those that may be
-    called. What it quotes of the statement stays, so the caller takes out what is the server's.
+    called, `tables` those that the statement names. What it quotes of the statement stays, so the caller takes out
+    what is the server's.
     """
-    said = re.split(r"\n+LINE \d+: ", message)[0].strip()
-    first = said.partition("\n")[0].rstrip("!.")
+    said = _EXCERPT.split(message, maxsplit=1)[0].strip()
+    first = said.partition("\n")[0].rstrip("!. ")
     offered = _offered(said)
     for pattern in _COLUMN:
         if found := pattern.search(said):
-            return first + _columns_for(found["name"], found.groupdict().get("table"), offered, known)
+            named = [*filter(None, [found.groupdict().get("table")]), *tables]
+            return first + _columns_for(found["name"], named, offered, known)
     if found := _TABLE.search(said):
         return first + _tables_for(found["name"], known)
     if found := _ALIAS.search(said):
@@ -121,10 +128,12 @@ def placed(message: str, written: str) -> str:
 
 
 def _start(name: str, written: str, *, text: bool) -> int | None:
-    """Where the name, or the `text` in quotes, first stands outside of comments and of other texts."""
+    """Where the name, or the `text` in quotes, first stands outside of comments and of other texts and names."""
+    if len(name) > _LENGTH_MOST:
+        return None
     word = re.escape(name)
     ways = rf"'{word}'|\"{word}\"" if text else rf"\"{word}\"|`{word}`|\[{word}\]|(?<!\w){word}(?!\w)"
-    pattern = re.compile(rf"--[^\n]*|/\*.*?\*/|(?P<found>{ways})|'(?:[^']|'')*'", re.IGNORECASE | re.DOTALL)
+    pattern = re.compile(_PIECES.format(ways), re.IGNORECASE | re.DOTALL)
     return next((match.start("found") for match in pattern.finditer(written) if match["found"]), None)
 
 
@@ -137,17 +146,20 @@ def _offered(said: str) -> list[str]:
     return _QUOTED.findall(found["names"]) if found else []
 
 
-def _columns_for(name: str, table: str | None, offered: Sequence[str], known: Names) -> str:
-    """Candidates are the columns in reach, as the engine tells them; of other tables, those of the very name."""
+def _columns_for(name: str, tables: Iterable[str], offered: Sequence[str], known: Names) -> str:
+    """Candidates are the columns in reach, as the engine tells them, and those of the statement's own `tables`; of
+    others, those of the very name, and the near ones where nothing else is near."""
     owners: dict[str, list[str]] = {}
     for owner, columns in known.items():
         for column in columns:
             owners.setdefault(column, []).append(owner)
-    elsewhere = [owner for column, tables in owners.items() if column.lower() == name.lower() for owner in tables]
+    elsewhere = [owner for column, having in owners.items() if column.lower() == name.lower() for owner in having]
     if elsewhere:
         return f"; {_listed(elsewhere)} {'has' if len(elsewhere) == 1 else 'have'} a column of that name"
-    own = next((columns for owner, columns in known.items() if table and owner.lower() == table.lower()), ())
-    near = closest(name, [*offered, *own]) or [f"{owners[column][0]}.{column}" for column in closest(name, owners)]
+    named = {table.lower().rpartition(".")[2] for table in tables}
+    own = [owner for owner in known if owner.lower().rpartition(".")[2] in named]
+    near = closest(name, [*offered, *(column for owner in own for column in known[owner])])
+    near = near or [f"{owners[column][0]}.{column}" for column in closest(name, owners)]
     if near:
         return _meant(near)
     hint = "" if name.isidentifier() and name.islower() else f"; a text is written in single quotes: '{name}'"

@@ -25,8 +25,9 @@ from sqlglot.errors import ErrorLevel, ParseError, SqlglotError, TokenError, Uns
 from sqlglot.optimizer.scope import traverse_scope
 
 from policies.dialects import DIALECTS, Schema, to_duckdb
+from policies.hints import TABLES, instead_of, other_function, spelling, written
+from policies.naming import names_of
 from policies.placeholders import PARAMETERS, BadParameters, named, numbered
-from policies.repair import closest
 from policies.rewriting import Untranslatable
 from policies.sql_functions import FUNCTIONS, READ_AS, TABLE_FUNCTIONS, UNSTABLE
 
@@ -38,6 +39,7 @@ Refusal = Literal["syntax", "refused", "too_long", "too_complex"]
 _MARKS: Final = re.compile(r"[?$:@%{]")
 """Without one of these a text has no parameters, in whichever dialect."""
 
+_FENCED: Final = re.compile(r"\s*```(?:\w*(?=\s*\n)|sql(?=\s))?(.*)```\s*", re.DOTALL | re.IGNORECASE)
 # Besides its own errors sqlglot lets through what its code raises on arguments that it did not expect.
 _PARSER_FAILS: Final = (SqlglotError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 _ROOTS: Final = (exp.Select, exp.SetOperation, exp.Subquery, exp.Values)
@@ -100,17 +102,19 @@ def read_statement(
     C stack: callers run it in a process of its own.
     """
     check_text(text)
+    if "```" in text:
+        text = _unfenced(text)
     if dialect not in DIALECTS:
         raise SqlRefused(f"the dialect {dialect[:40]!r} is unknown: use {', '.join(DIALECTS)}", "refused")
     try:
-        root = _parse(text, dialect)
+        root, source = _parse(text, dialect), text
         names: tuple[str, ...] = ()
         if parameters and _MARKS.search(text):
-            root, names = _bind(root, text, dialect)
+            root, source, names = _bind(root, text, dialect)
         if dialect != "duckdb":
-            root = _translate(root, dialect, schema)
+            root, source = _translate(root, text, dialect, schema)
         nodes = list(root.walk())
-        _check(nodes, parameters=parameters)
+        _check(nodes, source, DIALECTS[1:] if dialect == "duckdb" else (), parameters=parameters)
         deterministic = not any(_is_unstable(node) for node in nodes)
         tables, unlimited = _tables(root, nodes), _is_unlimited(root)
         _fold_names(nodes)
@@ -140,13 +144,22 @@ def check_text(text: str) -> None:
         raise SqlRefused(f"the statement is longer than {MAX_BYTES:,} bytes", "too_long")
 
 
+def _unfenced(text: str) -> str:
+    """The text without the Markdown fence around it; spaces in its place keep what is told of lines and columns."""
+    found = _FENCED.fullmatch(text)
+    if found is None:
+        return text
+    start, end = found.span(1)
+    return " " * start + text[start:end] + " " * (len(text) - end)
+
+
 def _parse(text: str, dialect: str) -> exp.Expr:
     if not text.isprintable() and any(ord(sign) < 32 and sign not in "\t\n\r\f" for sign in text):
         raise SqlRefused("the statement holds control characters", "syntax")
     try:
         parsed = sqlglot.parse(text, read=dialect)
     except ParseError as error:
-        raise SqlRefused(_where(error), "syntax") from None
+        raise SqlRefused(_where(error) + spelling(text), "syntax") from None
     except TokenError:
         raise SqlRefused("a quote or a comment is not closed", "syntax") from None
     roots = [root for root in parsed if root is not None and not isinstance(root, exp.Semicolon)]
@@ -155,17 +168,18 @@ def _parse(text: str, dialect: str) -> exp.Expr:
     if len(roots) > 1:
         raise SqlRefused("send one statement at a time", "refused")
     if not isinstance(roots[0], _ROOTS):
-        raise SqlRefused("only a query may run: SELECT, WITH … SELECT or VALUES", "refused")
+        hint = instead_of(roots[0])
+        raise SqlRefused(f"only a query may run: SELECT, WITH … SELECT or VALUES{hint}", "refused")
     return roots[0]
 
 
-def _translate(root: exp.Expr, dialect: str, schema: Schema | None) -> exp.Expr:
-    """The tree that DuckDB will make of the statement: what is checked from here on is what runs."""
+def _translate(root: exp.Expr, text: str, dialect: str, schema: Schema | None) -> tuple[exp.Expr, str]:
+    """The tree that DuckDB will make of the statement, and its text: what is checked from here on is what runs."""
     _check_kinds(root.walk())
-    text = to_duckdb(root, dialect, schema)
-    if len(text) > _TRANSLATED_MOST:
+    translated = to_duckdb(root, dialect, schema, names_of(root, text, dialect))
+    if len(translated) > _TRANSLATED_MOST:
         raise SqlRefused("the statement is too long once it is translated for DuckDB", "too_complex")
-    return _parse(text, "duckdb")
+    return _parse(translated, "duckdb"), translated
 
 
 def _where(error: ParseError) -> str:
@@ -180,12 +194,13 @@ def _where(error: ParseError) -> str:
     return f"{said} at line {first.get('line')}, column {column}, near {near!r}"
 
 
-def _bind(root: exp.Expr, text: str, dialect: str) -> tuple[exp.Expr, tuple[str, ...]]:
+def _bind(root: exp.Expr, text: str, dialect: str) -> tuple[exp.Expr, str, tuple[str, ...]]:
+    """The tree with its parameters named, the text that it was read from, and the names."""
     try:
         renamed = numbered(root, text, dialect)
         if renamed is not None:
             root = _parse(renamed, dialect)
-        return root, named(root, unnumbered=renamed is not None)
+        return root, text if renamed is None else renamed, named(root, unnumbered=renamed is not None)
     except BadParameters as error:
         raise SqlRefused(str(error), "refused") from None
 
@@ -193,31 +208,41 @@ def _bind(root: exp.Expr, text: str, dialect: str) -> tuple[exp.Expr, tuple[str,
 def _check_kinds(nodes: Iterable[exp.Expr]) -> None:
     for node in nodes:
         if isinstance(node, _NEVER):
-            raise SqlRefused(f"{node.key.upper()} is not allowed in a query", "refused")
+            raise SqlRefused(f"{node.key.upper()} is not allowed in a query{instead_of(node)}", "refused")
 
 
-def _check(nodes: Sequence[exp.Expr], *, parameters: bool) -> None:
+def _check(nodes: Sequence[exp.Expr], source: str, others: Sequence[str], *, parameters: bool) -> None:
+    """`others`: the dialects that the text of the `nodes` may have been meant to be in."""
     _check_kinds(nodes)
     for node in nodes:
         if isinstance(node, PARAMETERS) and not parameters:
             raise SqlRefused("parameters need values beside the statement: none are given", "refused")
         if isinstance(node, exp.Func):
-            _check_function(node)
+            _check_function(node, source, others)
         elif isinstance(node, exp.Table):
             _check_table(node)
         elif isinstance(node, exp.Column) and not node.table and node.name.lower() in _SESSION_WORDS:
             raise SqlRefused(f"{node.name.lower()} is not available", "refused")
 
 
-def _check_function(node: exp.Func) -> None:
+def _check_function(node: exp.Func, source: str, others: Sequence[str]) -> None:
     if isinstance(node, _NAMED):
         allowed = node.name.lower() in FUNCTIONS or _is_table_function(node)
     else:
         allowed = any(name in FUNCTIONS or name in READ_AS for name in _names(node))
     if not allowed:
-        near = closest(_shown(node), FUNCTIONS)
-        hint = f": did you mean {' or '.join(near)}?" if near else ""
-        raise SqlRefused(f"the function {_shown(node)} is not available{hint}", "refused")
+        as_written, call = written(node, source)
+        shown = as_written or _shown(node)
+        hint = other_function(shown, call, others, _runs)
+        raise SqlRefused(f"the function {shown[:60]} is not available{hint}", "refused")
+
+
+def _runs(text: str, dialect: str) -> bool:
+    try:
+        read_statement(text, dialect=dialect, parameters=True)
+    except SqlRefused:
+        return False
+    return True
 
 
 def _is_table_function(node: exp.Expr) -> bool:
@@ -247,7 +272,7 @@ def _check_table(node: exp.Table) -> None:
     if any(_NO_TABLE_NAME.search(part) for part in parts) or (len(parts) > 1 and parts[-1] in _FILES):
         raise SqlRefused("FROM takes tables of the database by name: no files, no URLs", "refused")
     if _SYSTEM_SCHEMAS.intersection(parts) or _SYSTEM_TABLE.match(parts[-1]):
-        raise SqlRefused("system tables are not available: ask for the description of the tables", "refused")
+        raise SqlRefused(f"system tables are not available: {TABLES}", "refused")
 
 
 def _is_unstable(node: exp.Expr) -> bool:

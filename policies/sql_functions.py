@@ -93,7 +93,7 @@ READ_AS: Final = _words(
     datetime euclidean_distance exists explode extract initcap jarowinkler_similarity json_array
     json_extract_scalar json_object or pad parse_json percentile_cont percentile_disc regexp_like regexp_split
     sha2 str_position str_to_time struct time time_from_parts time_to_str time_to_unix timestamp
-    timestamp_from_parts timestamp_trunc to_map transform try_cast unix_to_time
+    timestamp_from_parts timestamp_trunc to_map transform try try_cast unix_to_time
     """
 )
 """What sqlglot calls allowed functions and pieces of syntax where its name is none of the engine's."""

@@ -68,15 +68,22 @@ def _stands_for_a_value(column: exp.Column) -> bool:
     return parent is not None and sqlite_time.call_of(parent) is not None and sqlite_time.is_modifier(column.name)
 
 
+def settle_patterns(root: exp.Expr) -> None:
+    """Columns that are matched with a pattern are matched as text. MySQL does so as well."""
+    for node in list(root.find_all(*_PATTERNS)):
+        if isinstance(node.this, exp.Column):
+            node.this.replace(as_text(node.this))
+
+
 def settle_comparisons(root: exp.Expr, schema: Mapping[str, Mapping[str, str]] | None = None) -> None:
-    """Columns that are compared with the text of a date function, or with a pattern, are compared as text.
+    """Columns that are compared with the text of a date function are compared as text.
 
     With a schema so are dates that are compared with a text that is none: `day >= '2024-06'`.
     """
     moments = _moments(schema or {})
-    for node in list(root.find_all(*COMPARISONS, exp.Between, exp.In, *_PATTERNS)):
+    for node in list(root.find_all(*COMPARISONS, exp.Between, exp.In)):
         sides = [node.this, *_others(node)]
-        every = isinstance(node, _PATTERNS) or any(sqlite_time.gives_moment_text(side) for side in sides)
+        every = any(sqlite_time.gives_moment_text(side) for side in sides)
         dates = bool(moments) and any(_is_no_moment(side) for side in sides)
         for side in sides:
             if isinstance(side, exp.Column) and (every or (dates and side.name.lower() in moments)):
@@ -103,7 +110,7 @@ def _others(node: exp.Expr) -> list[exp.Expr]:
         return [node.args["low"], node.args["high"]]
     if isinstance(node, exp.In):
         return list(node.expressions)
-    return [] if isinstance(node, _PATTERNS) else [node.expression]
+    return [node.expression]
 
 
 def settle_totals(root: exp.Expr) -> None:
@@ -139,6 +146,8 @@ def translated(node: exp.Expr) -> exp.Expr | None:
         return fill("CAST(TRUNC((RANDOM() - 0.5) * 18446744073709551000) AS BIGINT)")
     if isinstance(node, exp.Format):
         return printed(node.this, node.expressions)
+    if isinstance(node, exp.Chr):
+        return characters(node)
     name = called(node)
     if name == "printf" and node.expressions:
         return printed(node.expressions[0], node.expressions[1:])
@@ -155,6 +164,14 @@ def _cast(node: exp.Cast) -> exp.Expr | None:
     if node.to.this == exp.DType.DECIMAL:
         return fill("CAST($x AS DOUBLE)", x=node.this)
     return None
+
+
+def characters(node: exp.Expr) -> exp.Expr | None:
+    """`CHAR` of several numbers; DuckDB's takes one."""
+    if len(node.expressions) < 2:
+        return None
+    single = [exp.Chr(expressions=[number.copy()]) for number in node.expressions]
+    return exp.Anonymous(this="CONCAT", expressions=single)
 
 
 def printed(pattern: exp.Expr, values: list[exp.Expr]) -> exp.Expr:

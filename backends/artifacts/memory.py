@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 
 from aiocache import SimpleMemoryCache
 
@@ -40,11 +40,12 @@ class MemoryTier:
     async def mark(self, tenant: str, tags: Collection[str]) -> Mark:
         return (str(self._changes.mark),)
 
-    async def put(self, artifact: Artifact, mark: Mark | None = None) -> bool:
+    async def put(self, artifact: Artifact, mark: Mark | None = None, *, newest: bool = False) -> bool:
+        """As every tier does. `newest`: it takes the place of whatever its name was given after the mark."""
         await self._expire()
         head = artifact.head
         name = head.name
-        if head.expires <= self._now() or self._void(head, mark):
+        if head.expires <= self._now() or self._void(head, mark, newest):
             return False
         if head.listed and name not in self.shelf:
             self._check_scope(name)
@@ -75,13 +76,13 @@ class MemoryTier:
             self.shelf.drop(name)
             await self._values.delete(name)
 
-    async def drop_all(self) -> None:
-        await self.keep_only(())
+    async def drop_all(self, tenant: str) -> None:
+        await self.keep_only((), tenant)
 
-    async def keep_only(self, names: Collection[Name]) -> None:
-        """Make void every artifact but these."""
+    async def keep_only(self, names: Collection[Name], tenant: str | None = None) -> None:
+        """Make void every artifact but these; None: of all tenants."""
         self._changes.note_all()
-        for name in [name for name in self.shelf if name not in names]:
+        for name in [name for name in self.shelf if tenant in (None, name.tenant) and name not in names]:
             self.shelf.drop(name)
             await self._values.delete(name)
 
@@ -93,9 +94,11 @@ class MemoryTier:
         self.shelf.clear()
         await self._values.clear()
 
-    def _void(self, head: Head, mark: Mark | None) -> bool:
-        things = [head.name, *((head.name.tenant, tag) for tag in head.tags)]
-        return mark is not None and self._changes.since(int(mark[0]), things)
+    def _void(self, head: Head, mark: Mark | None, newest: bool) -> bool:
+        things: list[Hashable] = [(head.name.tenant, tag) for tag in head.tags]
+        if not newest:
+            things.append(head.name)
+        return mark is not None and bool(things) and self._changes.since(int(mark[0]), things)
 
     def _check_scope(self, name: Name) -> None:
         if len(self.shelf.listed(name.tenant, name.scope)) >= self._scope_most:

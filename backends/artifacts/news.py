@@ -49,7 +49,9 @@ class Invalidated:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Anything may have changed: news were missed, or everything was made void."""
+    """Anything may have changed, of one tenant or of all: news were missed, or everything was made void."""
+
+    tenant: str | None = None
 
 
 News = Published | Dropped | Invalidated | Reset
@@ -65,8 +67,8 @@ def encoded(news: News, origin: str) -> bytes:
             what = {"drop": {"tenant": name.tenant, "scope": name.scope, "key": name.key}}
         case Invalidated(tenant, tags):
             what = {"tags": tags, "tenant": tenant}
-        case Reset():
-            what = {"reset": True}
+        case Reset(tenant):
+            what = {"reset": tenant}
     return orjson.dumps({"from": origin, **what})
 
 
@@ -88,14 +90,15 @@ def _news(document: dict[str, Any]) -> News:
         return Dropped(name_of(document["drop"]))
     if "tags" in document:
         return Invalidated(str(document["tenant"]), tuple(map(str, document["tags"])))
-    return Reset()
+    tenant = document["reset"]
+    return Reset(tenant if isinstance(tenant, str) else None)
 
 
 class Ear:
     """Listens to a channel for as long as it runs, over lost connections and dead servers.
 
     `connected` is called each time that listening begins, because what was said before was not heard; then `told`
-    for each message. `patience` in seconds bounds each step of connecting.
+    for each message. `patience` in seconds bounds each step of connecting. `address` is for the log.
     """
 
     def __init__(
@@ -103,16 +106,19 @@ class Ear:
         client: Redis,
         channel: str,
         *,
+        address: str,
         connected: Callable[[], Awaitable[None]],
         told: Callable[[bytes], Awaitable[None]],
         patience: float = 2.0,
     ) -> None:
         self._client = client
         self._channel = channel
+        self._address = address
         self._on_connected = connected
         self._on_told = told
         self._patience = patience
         self._fails = 0
+        self._heard = False
         self.listening = False
 
     async def run(self) -> None:
@@ -122,7 +128,8 @@ class Ear:
                 await self._listen()
             except (RedisError, OSError, TimeoutError) as error:
                 if not self._fails:
-                    _log.warning("Redis is not heard any more: %s", type(error).__name__)
+                    what = "is not heard any more" if self._heard else "cannot be reached yet"
+                    _log.warning("Redis at %s %s: %s", self._address, what, type(error).__name__)
             except Exception:  # noqa: BLE001 - the root of the task: who stops listening serves what is void
                 _log.exception("news of artifacts could not be taken in")
             self.listening = False
@@ -142,8 +149,12 @@ class Ear:
                     async with asyncio.timeout(self._patience):
                         await pubsub.ping()
                 elif message["type"] == "subscribe":  # also after the client has connected again by itself
-                    self.listening, self._fails = True, 0
-                    await self._on_connected()
+                    await self._subscribed()
                 elif message["type"] == "message":
                     await self._on_told(message["data"])
             raise TimeoutError
+
+    async def _subscribed(self) -> None:
+        _log.info("Redis at %s is heard%s", self._address, " again" if self._heard else "")
+        self.listening, self._heard, self._fails = True, True, 0
+        await self._on_connected()

@@ -12,7 +12,7 @@ Mark = tuple[str, ...]
 
 
 class TierError(Exception):
-    """A tier did not answer, or not in a way that can be used. `reason`: timeout, connection or broken."""
+    """A tier did not answer (`reason`: timeout, connection), or not in a way that can be used (broken)."""
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
@@ -47,8 +47,8 @@ class Tier(Protocol):
         """Make void every artifact of a tenant that depends on any of these."""
         ...
 
-    async def drop_all(self) -> None:
-        """Make void every artifact."""
+    async def drop_all(self, tenant: str) -> None:
+        """Make void every artifact of a tenant."""
         ...
 
     async def listed(self, tenant: str, scope: tuple[str, ...]) -> list[Head]:

@@ -87,14 +87,21 @@ class Artifacts:
 
     async def publish(self, artifact: Artifact) -> tuple[bool, bool]:
         """Give a name a new value everywhere: whether it was worth keeping anywhere, and whether the other gateways
-        know (if not, they will hear of it later). Raises ScopeFull."""
+        know (if not, they will hear of it later). Raises ScopeFull.
+
+        Nothing happens where so much waits to be told to Redis already that this could not be promised.
+        """
         head = artifact.head
+        if self.shared is not None and not self.shared.untold.has_room(head.name):
+            return False, False
         mark = await self.memory.mark(head.name.tenant, head.tags)
         kept, everywhere = (False, True) if self.shared is None else await self.shared.publish(artifact)
         if kept:
-            await self._remember(artifact, mark)  # Redis has said that there is room for it
+            stays = await self._remember(artifact, mark)  # Redis has said that there is room for it
         else:
-            kept = await self.memory.put(artifact, mark)
+            stays = kept = await self.memory.put(artifact, mark, newest=True)
+        if not stays:  # which of several new values at once is the last one only Redis knows
+            await self.memory.drop(head.name)
         self._tell(Published(head, artifact.value if head.size <= INLINE_MOST else None))
         return kept, everywhere
 
@@ -131,9 +138,10 @@ class Artifacts:
         self._counts.artifact_looked_up("memory", "hit" if artifact else "miss")
         return artifact
 
-    async def _remember(self, artifact: Artifact, mark: Mark | None = None) -> None:
+    async def _remember(self, artifact: Artifact, mark: Mark | None = None) -> bool:
         with contextlib.suppress(ScopeFull):
-            await self.memory.put(artifact, mark)
+            return await self.memory.put(artifact, mark)
+        return False
 
     def _run_behind(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="artifact to Redis")
@@ -149,10 +157,10 @@ class Artifacts:
                 await self.memory.drop(name)
             case Invalidated(tenant, tags):
                 await self.memory.drop_by_tag(tenant, tags)
-            case Reset():
+            case Reset(tenant):
                 # What Redis was not told of is known here alone: it is newer than anything that was missed.
                 assert self.shared is not None
-                await self.memory.keep_only(self.shared.untold.names)
+                await self.memory.keep_only(self.shared.untold.names(), tenant)
         self._tell(news)
 
     def _tell(self, news: News) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import orjson
@@ -58,7 +59,7 @@ def head_document(head: Head) -> dict[str, object]:
 def head_of(document: dict[str, Any]) -> Head:
     """The head that a JSON object stands for. Raises ValueError."""
     try:
-        return Head(
+        head = Head(
             name=name_of(document),
             size=int(document["size"]),
             type=str(document["type"]),
@@ -69,8 +70,11 @@ def head_of(document: dict[str, Any]) -> Head:
             tags=tuple(map(str, document["tags"])),
             listed=bool(document["listed"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"no head of an artifact: {error!r}") from None
+    if not all(map(math.isfinite, (head.cost, head.made, head.expires))):
+        raise ValueError("no head of an artifact: a number that is none")
+    return head
 
 
 def name_of(document: dict[str, Any]) -> Name:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import duckdb
 import orjson
+
+from backends.sql.places import Place, known_by_name, quoted
 
 SAMPLED_ROWS: Final = 10_000
 """Samples are looked for in so many rows from the start of a table, so that its size does not matter."""
@@ -36,9 +38,6 @@ _KEYS: Final = """
     WHERE constraint_type IN ('PRIMARY KEY', 'FOREIGN KEY') AND database_name = current_database()
     ORDER BY schema_name, table_name, constraint_index
 """
-
-Place = tuple[str, str]
-"""A schema and a table in it, as they are spelt in the database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +129,14 @@ def describe(cursor: duckdb.DuckDBPyConnection, database: str, *, samples: int =
 
 
 def _tables(cursor: duckdb.DuckDBPyConnection, samples: int) -> Iterator[_Table]:
-    columns, keys = _columns(cursor), _keys(cursor)
-    for schema, name, comment, is_view in cursor.execute(_TABLES).fetchall():
+    columns, tables = _columns(cursor), cursor.execute(_TABLES).fetchall()
+    plain = known_by_name((schema, name) for schema, name, *_ in tables)
+    keys = _keys(cursor, plain)
+    for schema, name, comment, is_view in tables:
         place = (schema, name)
         wanted = 0 if is_view else samples
         yield _Table(
-            name=_full(place),
+            name=_full(place, plain),
             columns=[
                 _Column(
                     name=column,
@@ -159,11 +160,11 @@ def _columns(cursor: duckdb.DuckDBPyConnection) -> Mapping[Place, Sequence[tuple
     return found
 
 
-def _keys(cursor: duckdb.DuckDBPyConnection) -> Mapping[Place, Sequence[_Key]]:
+def _keys(cursor: duckdb.DuckDBPyConnection, plain: Collection[Place]) -> Mapping[Place, Sequence[_Key]]:
     found: dict[Place, list[_Key]] = defaultdict(list)
     for schema, table, columns, target, references in cursor.execute(_KEYS).fetchall():
         # A foreign key never leaves its schema.
-        name = _full((schema, target)) if target else ""
+        name = _full((schema, target), plain) if target else ""
         found[schema, table].append(_Key(columns=columns, table=name, references=references or ()))
     return found
 
@@ -175,7 +176,7 @@ def _count(cursor: duckdb.DuckDBPyConnection, place: Place) -> int:
 
 def _samples(cursor: duckdb.DuckDBPyConnection, place: Place, column: str, most: int) -> Sequence[str]:
     rows = cursor.execute(
-        f"SELECT value FROM (SELECT {_quoted(column)} AS value FROM {_source(place)} LIMIT {SAMPLED_ROWS}) "  # noqa: S608
+        f"SELECT value FROM (SELECT {quoted(column)} AS value FROM {_source(place)} LIMIT {SAMPLED_ROWS}) "  # noqa: S608
         f"WHERE length(value) BETWEEN 1 AND {SAMPLE_MOST} GROUP BY value ORDER BY count(*) DESC, value LIMIT {most}"
     ).fetchall()
     return [value for (value,) in rows if value.isprintable()]
@@ -186,13 +187,14 @@ def _folded(comment: str | None) -> str:
     return " ".join((comment or "").split())
 
 
-def _full(place: Place) -> str:
+def _full(place: Place, plain: Collection[Place]) -> str:
+    """The table's name as a statement may write it, with its schema where it is needed."""
     schema, table = place
-    return _name(table) if schema == "main" else f"{_name(schema)}.{_name(table)}"
+    return _name(table) if place in plain else f"{_name(schema)}.{_name(table)}"
 
 
 def _source(place: Place) -> str:
-    return ".".join(_quoted(part) for part in place)
+    return ".".join(quoted(part) for part in place)
 
 
 def _names(names: Sequence[str]) -> str:
@@ -200,11 +202,10 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _name(name: str) -> str:
-    return name if name.isidentifier() and name.islower() and name.isascii() else _quoted(name)
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    """The name as a statement may write it, on one line whatever it holds."""
+    if name.isidentifier() and name.islower() and name.isascii():
+        return name
+    return quoted("".join(char if char.isprintable() else ascii(char)[1:-1] for char in name))
 
 
 def _literal(value: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Self
@@ -99,8 +99,9 @@ class SqlEngine:
             raise _closed()
         self._child = child
 
-    async def confinement(self) -> str:
-        """What the kernel takes from the worker, asked before its first statement. Raises BackendError."""
+    async def confinement(self) -> tuple[str, Mapping[str, str]]:
+        """What the kernel takes from the worker, and which databases it could not open: asked before its first
+        statement. Raises BackendError."""
         if self._child is None:
             raise _closed()
         return await confinement_of(self._child)
@@ -256,7 +257,10 @@ class SqlCluster:
             await engine.start()
             if not self._said:
                 self._said = True
-                _log.info("sql worker: %s", await engine.confinement())
+                confinement, amiss = await engine.confinement()
+                _log.info("sql worker: %s", confinement)
+                for database, words in amiss.items():
+                    _log.warning("database %r: %s", database, words)
         except BaseException:
             if self._engines.pop(name, None) is not None:
                 await engine.aclose()

@@ -18,7 +18,7 @@ BATCH: Final = 256
 
 
 class NotAQuery(Exception):
-    """The engine itself does not read the text as exactly one SELECT."""
+    """The engine itself does not read the text as exactly one SELECT; the message says what to write."""
 
 
 class TooLarge(Exception):
@@ -71,8 +71,11 @@ def run_query(cursor: duckdb.DuckDBPyConnection, query: Query) -> tuple[bytes, i
 def only(cursor: duckdb.DuckDBPyConnection, text: str) -> duckdb.Statement:
     """What the engine itself reads as exactly one SELECT. Raises NotAQuery."""
     statements = cursor.extract_statements(text)
+    if len(statements) == 1 and statements[0].type == duckdb.StatementType.MULTI:
+        # It would first make a type of all values.
+        raise NotAQuery("PIVOT has to name the values that become columns: PIVOT … ON column IN ('a', 'b')")
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise NotAQuery
+        raise NotAQuery("only one query at a time may run")
     return statements[0]
 
 

@@ -14,7 +14,7 @@ import os
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, Final
@@ -125,7 +125,11 @@ def _allow_reading(libc: ctypes.CDLL, ruleset: int, path: str) -> None:
             os.close(place)
 
 
-async def confinement_of(worker: Child) -> str:
-    """What is in force in a worker with nothing in hand, in its own words. Raises BackendError."""
+async def confinement_of(worker: Child) -> tuple[str, Mapping[str, str]]:
+    """What is in force in a worker with nothing in hand, in its own words, and which databases it could not open.
+
+    Raises BackendError.
+    """
     _, body = answers.split(await worker.ask(b'{"op":"confinement"}', _ANSWER))
-    return str(orjson.loads(body)["confinement"])
+    said = orjson.loads(body)
+    return str(said["confinement"]), dict(said["amiss"])

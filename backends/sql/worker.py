@@ -11,9 +11,10 @@ import duckdb
 import orjson
 
 from backends.sql import answers, sandbox
-from backends.sql.database import Database
+from backends.sql.database import Database, OutOfReach
 from backends.sql.describe import describe
 from backends.sql.failures import code_of, message_of
+from backends.sql.opened import Files
 from backends.sql.operations import query
 from backends.sql.options import SqlOptions
 from backends.sql.run import NotAQuery, TooLarge
@@ -33,29 +34,35 @@ class Worker:
     """
 
     def __init__(self, options: SqlOptions, confinement: Confinement | None = None) -> None:
-        """Open the databases. Raises duckdb.Error and OSError."""
+        """Open the databases that can be opened now; each of the others is tried again when it is asked for."""
         self._options = options
         self._confinement = confinement or Confinement()
-        self._databases = {name: Database(path, options) for name, path in options.databases.items()}
-        self._private = [word for database in self._databases.values() for word in database.private]
+        files = Files(options)
+        self._databases = {name: Database(path, files) for name, path in options.databases.items()}
         self._stopper = Stopper()
+        self.amiss: Final = self._open()
 
     def handle(self, request: bytes, part: Part = lambda _part: None) -> bytes:
         task: dict[str, Any] = orjson.loads(request)
         if task["op"] == "confinement":
-            return answers.result(orjson.dumps({"confinement": str(self._confinement)}))
+            state = {"confinement": str(self._confinement), "amiss": self.amiss}
+            return answers.result(orjson.dumps(state))
         try:
             database = self._databases[task["database"]]
             with database.cursor(threads=task.get("threads", 1)) as cursor, self._limit(cursor, task["timeout"]):
                 return self._run(database, cursor, task, part)
-        except NotAQuery:
-            return answers.failure("only one query at a time may run", "refused")
+        except NotAQuery as error:
+            return answers.failure(str(error), "refused")
         except TooLarge as error:
             return answers.failure(str(error), "too_large")
         except (duckdb.FatalException, duckdb.InternalException):
             raise
         except (duckdb.Error, MemoryError, OSError) as error:
-            return answers.failure(message_of(error, self._private, database.cursor), code_of(error))
+            words = message_of(error, self._private(), database.cursor, task.get("tables", ()))
+            return answers.failure(words, code_of(error))
+
+    def begin(self) -> None:
+        self._stopper.begin()
 
     def interrupt(self) -> None:
         self._stopper.stop()
@@ -63,6 +70,21 @@ class Worker:
     def close(self) -> None:
         for database in self._databases.values():
             database.close()
+
+    def _open(self) -> dict[str, str]:
+        """Open what is there; gives what is wrong with the others, by name."""
+        amiss: dict[str, str] = {}
+        for name, database in self._databases.items():
+            try:
+                database.open()
+            except OutOfReach:
+                amiss[name] = "may not be read"
+            except (duckdb.Error, OSError) as error:
+                amiss[name] = message_of(error, self._private())
+        return amiss
+
+    def _private(self) -> list[str]:
+        return [word for database in self._databases.values() for word in database.private]
 
     def _limit(self, cursor: duckdb.DuckDBPyConnection, seconds: float) -> contextlib.AbstractContextManager[None]:
         return self._stopper.limit(cursor, seconds) if "timeout" in self._options.layers else contextlib.nullcontext()
@@ -95,23 +117,21 @@ def _limit_resources(address_space: int) -> None:
 
 def _folders(options: SqlOptions) -> list[str]:
     """What the databases take up. A file is read through its folder: the kernel knows it by its inode, and the file
-    that is put in its place has another one."""
+    that is put in its place has another one. What is not there and is called as a folder would be gets nothing: the
+    folder around it is not its own. Once it is there, another worker is started for it."""
     paths = [os.path.realpath(path) for path in options.databases.values()]
-    return [path if os.path.isdir(path) else os.path.dirname(path) for path in paths]
+    there = [path for path in paths if os.path.exists(path) or os.path.splitext(path)[1]]
+    return [path if os.path.isdir(path) else os.path.dirname(path) for path in there]
 
 
 def start(configuration: bytes) -> Service:
-    """Confine the process, then open the databases. Raises StartFailed, naming a database but no file."""
+    """Confine the process, then open the databases. Raises StartFailed where there is none that can be opened."""
     options = SqlOptions.from_json(configuration)
-    for name, path in options.databases.items():
-        if not os.path.exists(path):
-            raise StartFailed(f"the database {name!r} has no file")
-    confinement = confine(options)
-    try:
-        return Worker(options, confinement)
-    except (duckdb.Error, OSError) as error:
-        private = [word for path in options.databases.values() for word in (path, os.path.basename(path))]
-        raise StartFailed(f"a database cannot be opened: {message_of(error, private)}") from None
+    worker = Worker(options, confine(options))
+    if options.databases and len(worker.amiss) == len(options.databases):
+        said = "; ".join(f"database {name!r}: {words}" for name, words in worker.amiss.items())
+        raise StartFailed(f"no database can be opened: {said}")
+    return worker
 
 
 if __name__ == "__main__":

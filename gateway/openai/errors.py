@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import orjson
+
+from policies.repair import closest
 
 NAME_SHOWN = 128
 KNOWN_SHOWN = 20
@@ -31,6 +33,7 @@ ERRORS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "request_timeout": (408, "timeout_error"),
         "request_too_large": (413, "invalid_request_error"),
         "rate_limit_exceeded": (429, "rate_limit_error"),
+        "misdirected_request": (421, "invalid_request_error"),
         "headers_too_large": (431, "invalid_request_error"),
         "internal_error": (500, "server_error"),
         "engine_broke": (502, "upstream_error"),
@@ -40,6 +43,10 @@ ERRORS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "engine_timeout": (504, "timeout_error"),
     }
 )
+
+FINAL = frozenset({"deadline_exceeded"})
+"""Codes of what was given all its time: to try it again would only take as long again."""
+NO_RETRY = ("X-Should-Retry", "false")
 
 
 class ApiError(Exception):
@@ -62,7 +69,7 @@ class ApiError(Exception):
         self.code = code
         self.message = message
         self.param = param
-        self.headers = tuple(headers)
+        self.headers = (*headers, *((NO_RETRY,) if code in FINAL else ()))
 
     def body(self) -> bytes:
         """The JSON document of a reply that has not begun."""
@@ -95,6 +102,13 @@ def ill_formed(where: str, must: str) -> ApiError:
 def missing(where: str) -> ApiError:
     """400 for a value that is not there."""
     return ApiError(f"{where}: is required", code="missing_required_parameter", param=where)
+
+
+def unknown_member(name: str, known: Sequence[str], *, within: str = "") -> ApiError:
+    """400 for a member that means nothing here, with what it may be meant for; `within` is the object around it."""
+    near = closest(name, known)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return ill_formed(within + shown(name), f"is not known here{meant} (known: {', '.join(known) or 'none'})")
 
 
 def unauthorized(message: str = "a valid API key is needed, as `Authorization: Bearer KEY`") -> ApiError:
@@ -147,9 +161,9 @@ def refused(message: str, *, retry_after: float) -> ApiError:
     return ApiError(message, code="rate_limit_exceeded", headers=[_retry_after(retry_after)])
 
 
-def broken(message: str = "the engine broke off before its answer began") -> ApiError:
-    """502 before the first byte; for what happens after it, see `interrupted`."""
-    return ApiError(message, code="engine_broke")
+def broken(message: str = "the engine broke off before its answer began", *, again: bool = True) -> ApiError:
+    """502 before the first byte; for what happens after it, see `interrupted`. `again`: another try may go better."""
+    return ApiError(message, code="engine_broke", headers=() if again else (NO_RETRY,))
 
 
 def interrupted(message: str = "the engine broke off in the middle of its answer") -> ApiError:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from gateway.openai.errors import bad_request, ill_formed, missing
+from gateway.openai.errors import ApiError, bad_request, ill_formed, missing
 
 Endpoint = Literal["chat", "completions"]
 Json = dict[str, Any]
@@ -19,6 +19,8 @@ Json = dict[str, Any]
 MAX_DEPTH = 64
 CONTAINERS_MOST = 100_000
 """Objects and lists of one body, wherever they stand: what is unknown is scanned too, at a microsecond for each."""
+MEMBERS_MOST = 1000
+"""Members of a body itself: where one of them is to be changed they are looked at one by one (`splice`)."""
 MODEL_CHARS = 256
 ITEMS_MOST = 10_000
 """Messages with their parts and tool calls, and tools, or prompts, of one body: each costs microseconds on the event
@@ -70,6 +72,12 @@ class Payload:
     document: Json
     body: bytes
 
+    @property
+    def choices(self) -> int:
+        """How many answers it asks for: `n` for each prompt."""
+        several = type(self.prompt) is list and type(self.prompt[0]) is not int
+        return self.n * len(self.prompt) if several else self.n
+
 
 def parse(body: bytes, *, endpoint: Endpoint) -> Payload:
     """Read a body. Raises ApiError that names the first member at fault.
@@ -77,6 +85,8 @@ def parse(body: bytes, *, endpoint: Endpoint) -> Payload:
     Where a key is given twice the last one counts, as it does for the engines.
     """
     document = object_of(body)
+    if len(document) > MEMBERS_MOST:
+        raise too_many_members()
     for name, fits, must in _FIELDS:
         value = document.get(name)
         if value is not None and not fits(value):
@@ -104,6 +114,11 @@ def parse(body: bytes, *, endpoint: Endpoint) -> Payload:
         document=document,
         body=body,
     )
+
+
+def too_many_members() -> ApiError:
+    """400. Two members with one key are two."""
+    return bad_request(f"the body has more than {MEMBERS_MOST} members")
 
 
 def denied(document: Mapping[str, object], *, ordering: bool) -> tuple[str, ...]:

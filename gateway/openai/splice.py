@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import orjson
 
+from gateway.openai.payload import MEMBERS_MOST, too_many_members
+
 # Numbers stay text, so that none is too long for Python; the scanner and its strings are C.
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str)
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -28,7 +30,8 @@ class _Member(NamedTuple):
 def edit(body: bytes, replace: Mapping[str, object], drop: Collection[str] = ()) -> bytes:
     """Change top-level members of a body that `parse` took; every other byte stays as it is.
 
-    A key that stands there twice is replaced once and its other members go; one that is missing comes first.
+    A key that stands there twice is replaced once and its other members go; one that is missing comes first. Raises
+    ApiError (400) for a body with too many members.
     """
     if _lacks(body, replace) and _lacks(body, drop):
         return _insert(body, replace) if replace else body
@@ -48,7 +51,8 @@ def edit(body: bytes, replace: Mapping[str, object], drop: Collection[str] = ())
 
 
 def values(body: bytes) -> dict[str, str]:
-    """The top-level members of a body that `parse` took, each value as the text that it is; the last of a key."""
+    """The top-level members of a body that `parse` took, each value as the text that it is; the last of a key.
+    Raises ApiError (400) for too many."""
     text = body.decode()
     members = _members(text, text.index("{") + 1)
     return {member.key: text[member.value : member.value_end] for member in members}
@@ -69,7 +73,7 @@ def _insert(body: bytes, new: Mapping[str, object]) -> bytes:
 
 
 def _members(text: str, at: int) -> list[_Member]:
-    """The members of the object whose brace ends at `at`."""
+    """The members of the object whose brace ends at `at`. Raises ApiError for too many: a key may be there often."""
     members: list[_Member] = []
     if text.startswith("}", _after_space(text, at)):
         return members
@@ -81,6 +85,8 @@ def _members(text: str, at: int) -> list[_Member]:
         members.append(_Member(key, at, value, value_end, end))
         if text[end] == "}":
             return members
+        if len(members) == MEMBERS_MOST:
+            raise too_many_members()
         at = end + 1
 
 

@@ -63,7 +63,7 @@ async def connected(url: str) -> AsyncIterator[Raw]:
 
 
 def request(
-    body: object, *more: str, path: str = "/v1/chat/completions", method: str = "POST", host: str = "Host: here"
+    body: object, *more: str, path: str = "/v1/chat/completions", method: str = "POST", host: str = "Host: localhost"
 ) -> bytes:
     """A whole request; `more` are further header lines."""
     data = body if isinstance(body, bytes) else orjson.dumps(body)

@@ -102,6 +102,11 @@ class Site:
         return metric(self.up.gateway, "cortex_attempts_total", pool="warehouse")
 
     @property
+    def ahead(self) -> int:
+        """Statements that run ahead, or are about to."""
+        return sum(task.get_name() == "sql ahead" for task in asyncio.all_tasks())
+
+    @property
     def busy(self) -> int:
         engines = self.up.gateway.runtime.dispatcher.fleet.of("warehouse")
         return sum(len(engine.slots) for engine in engines)
@@ -272,7 +277,7 @@ async def test_a_statement_without_its_closing_quote_does_not_run(tmp_path: Path
 
 
 async def test_what_may_not_run_or_could_not_be_kept_does_not_run_ahead(tmp_path: Path) -> None:
-    statements = ["SELECT random() AS r", "DROP TABLE orders", "SELEC " + "x" * 15_000, "SELECT $1 AS v"]
+    statements = ["SELECT random() AS r", "DROP TABLE orders", "SELEC " + "x" * 15_000]
     before = [piece for number, sql in enumerate(statements) for piece in pieces(calling(sql), number, size=1000)]
     async with site(tmp_path, Model(before)) as shop:
         asked = shop.ask()
@@ -302,6 +307,67 @@ async def test_with_several_databases_it_waits_for_the_one_that_is_meant(
         await until(lambda: shop.busy == 0, "the statement's end")
         assert (await shop.sql(COUNT, database="here")).headers["x-workflow-cache"] == "miss"
         assert (await shop.sql(COUNT, database="there")).headers["x-workflow-cache"] == "hit"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "asked"),
+    [
+        ({"params": ["north"]}, {}, {"params": ["north"]}),
+        ({}, {"params": {"1": "north"}}, {"params": ["north"]}),
+        (
+            {"params": ["north"], "limit": 1},
+            {"dialect": "sqlite"},
+            {"params": ["north"], "limit": 1, "dialect": "sqlite"},
+        ),
+        (
+            {"dialect": "sqlite"},
+            {"params": ["north"], "limit": 1},
+            {"params": ["north"], "limit": 1, "dialect": "sqlite"},
+        ),
+    ],
+)
+async def test_it_is_the_very_question_of_the_call_that_runs_ahead(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    sql = "SELECT id FROM orders WHERE region = $1 ORDER BY id"
+    rest = json.dumps(after)[1:] if after else "}"
+    model = Model(pieces(calling(sql, **before)), [more(("," if after else "") + rest), *END[1:]])
+    async with site(tmp_path, model, workers=2) as shop:
+        await shop.rest(shop.ask())
+        await until(lambda: shop.count("started") >= 1 and not shop.ahead, "the statement's end")
+        reply = await shop.sql(sql, **asked)
+        assert reply.headers["x-workflow-cache"] == "hit"
+        assert reply.json()["rows"] == ([[1]] if "limit" in asked else [[1], [3]])
+        assert shop.count("hit") == 1
+
+
+async def test_a_statement_whose_values_never_come_does_not_run(tmp_path: Path) -> None:
+    async with site(tmp_path, Model(pieces(calling("SELECT $1 AS v")))) as shop:
+        asked = shop.ask()
+        await shop.rest(asked)
+        await shop.over("skipped")
+        assert shop.sent == shop.count("started") == 0
+
+
+@pytest.mark.parametrize("rest", [', "limit": 0}', ', "dialect": "klingon"}', ', "params": [[]]}'])
+async def test_what_the_call_will_be_refused_for_ends_what_ran_ahead(tmp_path: Path, rest: str) -> None:
+    async with site(tmp_path, Model(pieces(calling(ENDLESS)), [more(rest), *END[1:]]), timeout="60s") as shop:
+        asked = shop.ask()
+        await until(lambda: shop.busy == 1, "the statement")
+        await shop.rest(asked)
+        await shop.over("wasted")
+        await until(lambda: shop.busy == 0, "the worker")
+
+
+async def test_of_several_databases_none_is_guessed(tmp_path: Path) -> None:
+    paths = {name: str(database(tmp_path / f"{name}.duckdb")) for name in ("here", "there")}
+    stages = sections(tmp_path)
+    for stage in ("retrieve", "execute"):
+        stages["workflows"]["shop"]["stages"][stage]["database"] = "here"
+    async with site(tmp_path, Model(pieces(calling(COUNT))), sections_=stages, databases=paths) as shop:
+        await shop.rest(shop.ask({"X-Workflow-Tools": "ahead", "X-Workflow-Type": "another"}))
+        await shop.over("skipped")
+        assert shop.sent == 0
 
 
 async def test_a_database_that_does_not_exist_is_left_to_the_call(tmp_path: Path) -> None:

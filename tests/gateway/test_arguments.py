@@ -27,46 +27,52 @@ VALUES = st.recursive(
 )
 
 
+Stations = list[tuple[int, dict[str, Any] | None]]
+
+
 @st.composite
-def arguments(draw: st.DrawFn) -> tuple[str, list[tuple[int, dict[str, str]]]]:
-    """The text of an object, and from which length on which members are whole texts."""
-    text, texts = draw(BLANKS) + "{", dict[str, str]()
-    stations = [(0, dict[str, str]())]
+def arguments(draw: st.DrawFn) -> tuple[str, Stations]:
+    """The text of an object, and from which length on what of it stands whole."""
+    text, document = draw(BLANKS) + "{", dict[str, Any]()
+    stations: Stations = [(0, None)]
     members = draw(st.lists(st.tuples(st.sampled_from(WORDS), st.text(max_size=20) | VALUES), max_size=5))
     for number, (name, value) in enumerate(members):
         text += "," * (number > 0) + draw(BLANKS) + json.dumps(name, ensure_ascii=draw(st.booleans()))
-        texts.pop(name, None)  # said again: what was said before no longer counts
-        stations.append((len(text), dict(texts)))
         text += draw(BLANKS) + ":" + draw(BLANKS) + json.dumps(value, ensure_ascii=draw(st.booleans()))
+        document[name] = value
         if isinstance(value, str):
-            texts[name] = value
-        stations.append((len(text), dict(texts)))
+            stations.append((len(text), dict(document)))
         text += draw(BLANKS)
+    stations.append((len(text) + 1, document))
     return text + "}" + draw(BLANKS), stations
 
 
+def whole(reader: Arguments) -> Any:
+    return json.loads(reader.whole) if reader.whole else None
+
+
 @given(arguments(), st.lists(st.integers(0, 400)))
-def test_a_text_is_there_exactly_when_its_closing_quote_is(
-    made: tuple[str, list[tuple[int, dict[str, str]]]], cuts: list[int]
+def test_what_comes_before_a_text_is_there_exactly_when_its_closing_quote_is(
+    made: tuple[str, Stations], cuts: list[int]
 ) -> None:
     text, stations = made
     reader, at = Arguments(), 0
     for cut in [*sorted({min(cut, len(text)) for cut in cuts}), len(text)]:
         reader.feed(text[at:cut])
         at = cut
-        assert reader.texts == [texts for length, texts in stations if length <= at][-1]
+        assert whole(reader) == [document for length, document in stations if length <= at][-1]
         assert reader.ended == (at > text.rindex("}"))
     assert not reader.broken
-    assert reader.texts == {name: value for name, value in json.loads(text).items() if isinstance(value, str)}
+    assert whole(reader) == json.loads(text)
 
 
 @given(arguments())
-def test_it_makes_no_difference_where_the_pieces_end(made: tuple[str, list[tuple[int, dict[str, str]]]]) -> None:
+def test_it_makes_no_difference_where_the_pieces_end(made: tuple[str, Stations]) -> None:
     text, stations = made
     reader = Arguments()
     for length, character in enumerate(text, 1):
         reader.feed(character)
-        assert reader.texts == [texts for station, texts in stations if station <= length][-1]
+        assert whole(reader) == [document for station, document in stations if station <= length][-1]
     assert reader.ended
 
 
@@ -80,6 +86,7 @@ def test_whatever_comes_it_raises_nothing_and_is_no_stricter_than_json(text: str
     except json.JSONDecodeError:
         return
     assert reader.ended == isinstance(document, dict)
+    assert not reader.ended or whole(reader) == document
 
 
 @pytest.mark.parametrize("text", ['[{"sql": "SELECT 1"}]', '"sql"', '{"a": [}', '{"sql": "\\x"}', "{" * 65, ":"])
@@ -88,14 +95,14 @@ def test_what_cannot_become_an_object_is_broken_for_good(text: str) -> None:
     reader.feed(text)
     assert reader.broken
     reader.feed('{"sql": "SELECT 1"}')
-    assert reader.texts == {}
+    assert reader.whole == ""
     assert not reader.ended
 
 
 def test_nothing_is_read_beyond_the_bound() -> None:
     reader = Arguments()
     reader.feed('{"sql": "' + "x" * (ARGUMENTS_MOST - 11) + '"')
-    assert len(reader.texts["sql"]) == ARGUMENTS_MOST - 11
+    assert len(whole(reader)["sql"]) == ARGUMENTS_MOST - 11
     reader.feed(' , "more": 1}')
     assert reader.broken
     assert not reader.ended

@@ -86,8 +86,8 @@ def complaint(load_text: Load, text: str, **environ: str) -> str:
 # What was changed, what it was changed to, and what is said of it: the mistakes that people make most.
 MISTAKES = [
     ("  port: 8080", "  prot: 8080",
-     "2: server.prot: no such key (keys: host, port, max_body, max_header, max_header_count, graceful_shutdown, "
-     "log_level, journal)"),
+     "2: server.prot: no such key (keys: host, port, allowed_hosts, max_body, max_header, max_header_count, "
+     "graceful_shutdown, log_level, journal)"),
     ("  port: 8080", "  port: eighty", "2: server.port: must be a whole number, not 'eighty'"),
     ("  port: 8080", "  port: 8080.5", "2: server.port: must be a whole number, not the number 8080.5"),
     ("  port: 8080", "  port: true", "2: server.port: must be a whole number, not true"),
@@ -182,7 +182,20 @@ MISTAKES = [
     ("execute_sql: pass", "execute_sql: intercepted",
      "26: workflows.nl2sql.tools.execute_sql: must be 'pass', 'ahead' or 'intercept', not 'intercepted'"),
     ("execute_sql: pass", "search: intercept",
-     "26: workflows.nl2sql.tools.search: intercept needs a stage with tool: search"),
+     "26: workflows.nl2sql.tools.search: no tool named 'search' (tools: execute_sql, describe_tables)"),
+    ("{execute_sql: pass}", "{exec_sql: ahead}",
+     "26: workflows.nl2sql.tools.exec_sql: no tool named 'exec_sql' (tools: execute_sql, describe_tables)"),
+    ("{execute_sql: pass}", "{describe_tables: intercept}",
+     "26: workflows.nl2sql.tools.describe_tables: intercept needs a stage with tool: describe_tables"),
+    ("{execute_sql: pass}", "intercept",
+     "26: workflows.nl2sql.tools: must be a mapping (key: value), not 'intercept'"),
+    ("{sales: sales.duckdb}", "[sales]",
+     "20: pools.warehouse.backend.databases: must be a mapping (key: value), not a list"),
+    ("    engines: {min: 1, max: 4}", "  other: {backend: {name: duckdb, databases: {sales: new.duckdb}}}",
+     "21: pools.other.backend.databases.sales: the same name as pools.warehouse.backend.databases.sales: callers "
+     "name a database, not its pool"),
+    ("  port: 8080", "  allowed_hosts: [http://gateway]",
+     "2: server.allowed_hosts[0]: must be the name of a host, such as gateway.internal, without scheme and port"),
     ("prompt: ask.md", "prompt: asks.md", "28: workflows.nl2sql.stages.generate.prompt: no such file: asks.md"),
     ("prompt: ask.md", "prompt: .", "28: workflows.nl2sql.stages.generate.prompt: . cannot be read"),
     ("prompt: ask.md", "prompt: [ask.md]", "28: workflows.nl2sql.stages.generate.prompt: must be a path, not a list"),
@@ -203,7 +216,7 @@ MISTAKES = [
     ("tool: execute_sql}", "tool: execute_sql, recall: 1h}",
      "29: workflows.nl2sql.stages.execute.recall: a SQL stage has no recall"),
     ("pool: spare", "pool: spare, recall: 25h",
-     "30: workflows.nl2sql.stages.verify.recall: must be at most 86400"),
+     "30: workflows.nl2sql.stages.verify.recall: must be at most 24h"),
     ("pool: spare", "pool: spare, recall: yes",
      "30: workflows.nl2sql.stages.verify.recall: must be a duration such as 8s, 250ms, 2m or 1h"),
     ("pool: spare", "pool: spares",
@@ -249,6 +262,11 @@ MISTAKES = [
      "31: workflows.nl2sql.stages.answer.width: a stage that renders the answer has no width"),
     (", visits: 4}", ", visits: 4, width: 0.5}",
      "28: workflows.nl2sql.stages.generate.width: must be at least 1"),
+    ("policies:\n", "state: {lifetime: 25h}\npolicies:\n", "38: state.lifetime: is more than state.longest"),
+    ("policies:\n", "state: {longest: 25h}\npolicies:\n", "38: state.longest: must be at most 24h"),
+    *(("policies:\n", f"state: {{redis: '{address}'}}\npolicies:\n",
+       "38: state.redis: must be an address such as redis://127.0.0.1:6379/0")
+      for address in ("redis://localhost:99999/0", "redis://localhost:0", "http://localhost", "redis://a b")),
     ("chance: 0.3", "chance: 30", "36: workflows.nl2sql.edges[3].chance: must be at most 1"),
     ("to: generate, chance: 0.3", "to: start, chance: 0.3",
      "36: workflows.nl2sql.edges[3].to: no edge can lead back to 'start'"),

@@ -241,7 +241,8 @@ async def test_a_client_that_leaves_in_the_step_in_which_it_is_granted_a_slot_gi
         async with runtime.ticket(blocking) as ticket:
             attempt = (await ticket.start()).attempt
             call = asyncio.ensure_future(serve_chat(scope, client.receive, client.send))
-            await until(lambda: waiting(up) == 1 and client.watched, "the client in the queue")
+            await until(lambda: waiting(up) == 1, "the client in the queue")
+            await until(partial(getattr, client, "watched"), "the watch over the client")
             if steps < 0:
                 client.gone.set_result(None)
                 await passing(-steps - 1)

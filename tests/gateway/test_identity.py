@@ -79,9 +79,9 @@ def test_every_field_is_read_from_the_workflow_object_of_the_body() -> None:
         "priority": -8,
         "hints": {"osl": 900, "resume": True, "colour": "red"},
         "final": True,
-        "unknown": [1],
+        "tools": "intercept",
     }
-    identity = read_identity([(b"x-workflow-tools", b"intercept")], {"workflow": workflow})
+    identity = read_identity([], {"workflow": workflow})
     assert identity == replace(EVERYTHING, source="body", body_keys_to_strip=("workflow",))
 
 
@@ -98,6 +98,7 @@ def test_every_field_but_hints_is_read_from_metadata_strings() -> None:
         "priority": "-8",
         "final": "1",
         "hints": "osl=1",
+        "tools": "none of ours, here",
     }
     identity = read_identity([], {"metadata": metadata})
     assert (identity.workflow, identity.run, identity.stage) == ("nl2sql", "run-1", "fix")
@@ -105,6 +106,7 @@ def test_every_field_but_hints_is_read_from_metadata_strings() -> None:
     assert (identity.deadline, identity.slo, identity.priority) == (8.5, "interactive", -8)
     assert identity.final
     assert identity.hints == {}
+    assert identity.tools is None
     assert identity.source == "body"
     assert identity.body_keys_to_strip == ()
 
@@ -193,6 +195,7 @@ def test_an_ill_formed_header_is_refused_by_its_name(name: bytes, value: bytes, 
         ({"workflow": {"deadline_ms": 0}}, "workflow.deadline_ms: must be an integer from 1 to 2592000000"),
         ({"workflow": {"priority": 9}}, "workflow.priority: must be an integer from -8 to 8"),
         ({"workflow": {"final": 1}}, "workflow.final: must be true or false"),
+        ({"workflow": {"tools": ["pass"]}}, "workflow.tools: must be pass, ahead or intercept"),
         ({"workflow": {"hints": [1]}}, "workflow.hints: must be an object"),
         ({"workflow": {"hints": {"osl": "many"}}}, "workflow.hints: osl must be an integer from 1 to 10000000"),
         (
@@ -209,6 +212,20 @@ def test_an_ill_formed_header_is_refused_by_its_name(name: bytes, value: bytes, 
 def test_an_ill_formed_body_is_refused_by_its_member(body: dict[str, object], message: str) -> None:
     error = refusal(body=body)
     assert error.message == message
+    assert error.param == message.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("typ", "workflow.typ: is not known here; did you mean type? (known: type, id, stage, "),
+        ("deadline", "workflow.deadline: is not known here; did you mean deadline_ms? (known: "),
+        ("a\nb", "workflow.a\\nb: is not known here (known: "),
+    ],
+)
+def test_a_member_that_means_nothing_is_refused_with_what_may_be_meant(name: str, message: str) -> None:
+    error = refusal(body={"workflow": {"id": "r", name: 1}})
+    assert error.message.startswith(message)
     assert error.param == message.partition(":")[0]
 
 
@@ -256,7 +273,9 @@ def test_priorities_at_the_bounds_are_taken(value: bytes) -> None:
 def test_tools_are_passed_intercepted_or_left_to_the_workflow() -> None:
     assert read_identity([(b"x-workflow-tools", b"pass")]).tools == "pass"
     assert read_identity([(b"x-workflow-tools", b"intercept")]).tools == "intercept"
-    assert read_identity([], {"workflow": {"tools": "pass"}}).tools is None
+    assert read_identity([], {"workflow": {"tools": "pass"}}).tools == "pass"
+    assert read_identity([(b"x-workflow-tools", b"ahead")], {"workflow": {"tools": "pass"}}).tools == "ahead"
+    assert read_identity([], {"workflow": {"type": "w"}}).tools is None
 
 
 def test_the_longest_id_and_deadline_are_taken() -> None:

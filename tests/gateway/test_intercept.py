@@ -8,16 +8,31 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
+from openai import AsyncOpenAI
 
 from gateway.gateway import Gateway
 from gateway.intercept import CALLS_MOST
 from tests.gateway.recorder import Answer, Exchange, Recorder, recording
-from tests.gateway.shop import COUNT, HOPELESS, MISSPELT, REPAIRED, REVENUE, RIGHT, TOOLS, sections, shop, warehouse
+from tests.gateway.shop import (
+    COUNT,
+    HOPELESS,
+    MISSPELT,
+    REPAIRED,
+    REVENUE,
+    RIGHT,
+    TOOLS,
+    database,
+    sections,
+    shop,
+    warehouse,
+)
 from tests.gateway.support import MODEL, Running, attached, metric, running, settled, written
 
 CHAT = "/v1/chat/completions"
 AT_GENERATE = {"X-Workflow-Type": "shop", "X-Workflow-Stage": "generate"}
+DESCRIBING = {"type": "function", "function": {"name": "describe_tables", "parameters": {"type": "object"}}}
 FOREIGN = {"type": "function", "function": {"name": "send_mail", "parameters": {"type": "object"}}}
 
 
@@ -28,9 +43,14 @@ def conversation(question: str, **more: Any) -> dict[str, Any]:
 
 def chunks(text: str) -> list[dict[str, Any]]:
     """The events of a stream that ended well."""
-    events = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
+    events = [event.removeprefix("data: ") for event in text.split("\n\n") if event and not event.startswith(":")]
     assert events[-1] == "[DONE]"
     return [json.loads(event) for event in events[:-1]]
+
+
+def news(text: str) -> list[dict[str, Any]]:
+    """What a stream says of the tools that were run."""
+    return [json.loads(event.removeprefix(": cortex ")) for event in text.split("\n\n") if event.startswith(":")]
 
 
 def deltas(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -83,7 +103,10 @@ async def test_the_outcome_of_the_tool_selects_the_pool_of_the_next_turn(tmp_pat
         assert pools == {"generate": 1, "fix": 1, "verify": 1}
         said = "".join(delta.get("content") or "" for delta in deltas(chunks(reply.text))) if stream else None
         assert (said if stream else reply.json()["choices"][0]["message"]["content"]) == "North leads."
-        assert metric(site.up.gateway, "cortex_attempts_total", pool="warehouse") in {2, 3}  # what fails ahead fails again
+        assert metric(site.up.gateway, "cortex_attempts_total", pool="warehouse") in {
+            2,
+            3,
+        }  # what fails ahead fails again
         (run,) = site.up.gateway.runtime.dispatcher.runs
         assert [stage for stage, _ in run.history] == ["generate", "execute", "fix", "execute", "verify"]
         assert run.position == "verify"
@@ -214,6 +237,126 @@ async def test_broken_arguments_are_told_to_the_model(tmp_path: Path, arguments:
         assert (told["role"], told["tool_call_id"]) == ("tool", "call-0")
         assert json.loads(told["content"])["error"]["code"] == "invalid_arguments"
         assert metric(up.gateway, "cortex_attempts_total", pool="warehouse") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("execute_sql", {"sql": COUNT, "limit": "5"}, "limit: must be a whole number"),
+        ("execute_sql", {"sql": COUNT, "dialect": "klingon"}, "dialect: must be one of duckdb, sqlite"),
+        ("execute_sql", {"sql": COUNT, "params": [[1]]}, "params: must hold null, booleans, numbers"),
+        ("execute_sql", {"sql": COUNT, "params": [1]}, "the statement has no $1"),
+        ("execute_sql", {"sql": "SELECT ? AS x", "params": [2**64]}, "more than 64 bits as text"),
+        ("execute_sql", {"sql": COUNT, "database": 5}, "database: must be a string"),
+        ("describe_tables", {"database": "x"}, "database: must be one of shop"),
+        ("describe_tables", {"tables": "orders"}, "tables: must be a list"),
+        ("describe_tables", {"tables": ["orders", "nowhere"]}, "no table named 'nowhere'"),
+    ],
+)
+async def test_arguments_are_told_to_be_wrong_in_the_words_of_http(
+    tmp_path: Path, name: str, arguments: dict[str, Any], words: str
+) -> None:
+    asked = call(name, json.dumps(arguments))
+    async with scripted(tmp_path, turn(asked), turn(content="Sorry.")) as (up, engine):
+        body = conversation(RIGHT, tools=[*TOOLS, DESCRIBING])
+        await up.http.post(CHAT, json=body, headers={**AT_GENERATE, "X-Workflow-Tools": "intercept"})
+        assert words in json.loads(engine.last.document["messages"][-1]["content"])["error"]["message"]
+        if name == "execute_sql":
+            over_http = await up.http.post("/v1/sql", content=json.dumps(arguments))
+            assert words in over_http.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        ({"sql": "SELECT id FROM orders WHERE region = ? ORDER BY id", "params": ["north"]}, [[1], [3]]),
+        ({"query": "SELECT id FROM orders ORDER BY id", "limit": 2, "reason": "the client's own"}, [[1], [2]]),
+        ({"sql": 'SELECT "text" AS x', "dialect": "sqlite", "database": "shop"}, [["text"]]),
+    ],
+)
+async def test_everything_that_a_question_may_hold_is_passed_on(
+    tmp_path: Path, arguments: dict[str, Any], rows: list[Any]
+) -> None:
+    async with scripted(tmp_path, turn(call(arguments=json.dumps(arguments))), turn(content="Done.")) as (up, engine):
+        await up.http.post(CHAT, json=conversation(RIGHT), headers=AT_GENERATE)
+        assert json.loads(engine.last.document["messages"][-1]["content"])["rows"] == rows
+
+
+async def test_a_model_that_asks_for_some_tables_gets_these_alone(tmp_path: Path) -> None:
+    with duckdb.connect(str(database(tmp_path / "shop.duckdb"))) as connection:
+        connection.execute("CREATE TABLE regions (name VARCHAR)")
+    asked = call("describe_tables", json.dumps({"tables": ["REGIONS"]}))
+    async with scripted(tmp_path, turn(asked), turn(content="Done.")) as (up, engine):
+        headers = {**AT_GENERATE, "X-Workflow-Tools": "intercept"}
+        await up.http.post(CHAT, json=conversation(RIGHT, tools=[DESCRIBING]), headers=headers)
+        answer = json.loads(engine.last.document["messages"][-1]["content"])
+        assert answer["text"] == "regions(name VARCHAR) -- 0 rows\n"
+
+
+# --- what it tells of itself ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_reply_tells_which_tools_were_run_and_how_that_went(tmp_path: Path, stream: bool) -> None:
+    turns = [
+        turn(call(), call(arguments='{"query": "SELEC 1"}', number=1), content="A "),
+        turn(call(arguments="nonsense"), call(number=1)),
+        turn(content="B"),
+    ]
+    async with scripted(tmp_path, *turns) as (up, _):
+        reply = await up.http.post(CHAT, json=conversation(RIGHT, stream=stream), headers=AT_GENERATE)
+        ran = news(reply.text) if stream else reply.json()["cortex"]["tools"]
+        assert all(one.pop("ms") >= 0 for one in ran)
+        cache = [one.pop("cache") for one in ran]
+        assert cache[0] in (("joined", "hit") if stream else ("miss",))  # a stream's first one ran ahead
+        assert cache[1:] == [None, None, "hit"]
+        assert ran == [
+            {"name": "execute_sql", "sql": COUNT, "outcome": "ok", "rows": 1},
+            {"name": "execute_sql", "sql": "SELEC 1", "outcome": "error", "rows": None},
+            {"name": "execute_sql", "sql": None, "outcome": "error", "rows": None},
+            {"name": "execute_sql", "sql": COUNT, "outcome": "ok", "rows": 1},
+        ]
+        assert reply.headers.get("x-workflow-tools-run") == (None if stream else "4")
+        if not stream:
+            assert list(reply.json()["cortex"]) == ["tools"]
+
+
+async def test_the_official_client_passes_over_what_a_stream_says_of_its_tools(tmp_path: Path) -> None:
+    async with (
+        scripted(tmp_path, turn(call(), content="A "), turn(content="B")) as (up, _),
+        AsyncOpenAI(base_url=f"{up.url}/v1", api_key="unused", max_retries=0, default_headers=AT_GENERATE) as client,
+    ):
+        said = [
+            chunk.choices[0].delta.content or ""
+            async for chunk in await client.chat.completions.create(**conversation(RIGHT, stream=True))
+        ]
+        assert "".join(said) == "A B"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("turns", "visits", "why"),
+    [
+        ([[call(), call("send_mail", "{}", 1)]], {}, "other calls too"),
+        ([[call(number=number) for number in range(CALLS_MOST + 1)]], {}, f"more than {CALLS_MOST} calls"),
+        (
+            [[call(arguments='{"sql": "SELEC"}')], [call()]],
+            {"execute": 1},
+            "the stage 'execute' is entered 1 times at most (visits)",
+        ),
+    ],
+)
+async def test_a_call_that_comes_back_to_the_client_says_why(
+    tmp_path: Path, turns: list[list[dict[str, Any]]], visits: dict[str, int], why: str, stream: bool
+) -> None:
+    async with scripted(tmp_path, *(turn(*calls) for calls in turns), **visits) as (up, _):
+        body = conversation(RIGHT, stream=stream, tools=[*TOOLS, FOREIGN])
+        reply = await up.http.post(CHAT, json=body, headers=AT_GENERATE)
+        said = news(reply.text)[-1] if stream else reply.json()["cortex"]
+        assert why in said["passed"]
+
+
+# --- turns that pass ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True])

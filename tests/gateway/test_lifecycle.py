@@ -209,14 +209,33 @@ def test_check_warns_of_a_database_that_is_not_there(tmp_path: Path, capsys: pyt
     missing.unlink()
     assert main(["check", str(path)]) == 0
     assert capsys.readouterr() == (
-        f"{path}: ok (2 pools, 1 workflows)\n",
+        f"{path}: ok (2 pools, 1 workflow)\n",
         f"warning: pools.warehouse.backend.databases.shop: no such file: {missing}\n",
     )
 
 
+def test_check_warns_of_a_folder_without_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = configuration(tmp_path)
+    (tmp_path / "shop.duckdb").unlink()
+    (tmp_path / "shop.duckdb" / "orders").mkdir(parents=True)
+    (tmp_path / "shop.duckdb" / "_unfinished.parquet").touch()
+    assert main(["check", str(path)]) == 0
+    assert "shop: no Parquet file in this folder, so it has no tables: " in capsys.readouterr().err
+    (tmp_path / "shop.duckdb" / "orders" / "1.parquet").touch()
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_command_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("cortex 0.")
+
+
 async def test_check_says_yes_in_one_line_and_no_in_one(tmp_path: Path) -> None:
     path = configuration(tmp_path)
-    assert await ran("check", str(path)) == (0, f"{path}: ok (2 pools, 1 workflows)\n", "")
+    assert await ran("check", str(path)) == (0, f"{path}: ok (2 pools, 1 workflow)\n", "")
     path.write_text("pools:\n  default:\n    model: m\n    backend: {name: vlm}\n")
     status, out, err = await ran("check", str(path))
     assert (status, out) == (2, "")
@@ -224,7 +243,9 @@ async def test_check_says_yes_in_one_line_and_no_in_one(tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [("check", "nowhere.yaml"), ("serve", "--config", "nowhere.yaml")])
+@pytest.mark.parametrize(
+    "words", [("check", "nowhere.yaml"), ("serve", "nowhere.yaml"), ("serve", "--config", "nowhere.yaml")]
+)
 def test_a_file_that_is_not_there_is_said_in_one_line(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

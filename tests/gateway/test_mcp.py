@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,7 +102,7 @@ async def test_a_client_finds_the_tools_and_what_they_take(shared: Running, mode
         tools = {tool.name: tool for tool in (await session.list_tools()).tools}
     assert list(tools) == ["execute_sql", "describe_tables", "list_databases"]
     schema = tools["execute_sql"].input_schema
-    assert list(schema["properties"]) == ["sql", "params", "database", "dialect"]
+    assert list(schema["properties"]) == ["sql", "params", "database", "dialect", "limit"]
     assert schema["properties"]["database"]["enum"] == ["shop"]
     assert schema["required"] == ["sql"]
     assert all(tool.annotations and tool.annotations.read_only_hint for tool in tools.values())
@@ -117,9 +118,11 @@ async def test_a_statement_gives_what_it_gives_over_http_and_out_of_the_same_cac
     async with client(shared, mode) as session:
         result = await session.call_tool("execute_sql", {"sql": sql.lower(), "database": "shop", "dialect": "duckdb"})
         first = await session.call_tool("execute_sql", {"sql": f"SELECT '{mode}' AS x"})
+        cut = await session.call_tool("execute_sql", {"sql": "SELECT id FROM orders ORDER BY id", "limit": 2})
     assert (result.is_error, said(result, "X-Workflow-Cache")) == (False, "hit")
     assert text(result) == over_http.text
     assert orjson.loads(text(result))["rows"] == [[82, mode]]
+    assert orjson.loads(text(cut))["rows"] == [[1], [2]]
     assert (said(first, "X-Workflow-Cache"), said(first, "X-Workflow-Engine")) == ("miss", "warehouse/0")
 
 
@@ -192,7 +195,7 @@ async def test_the_tables_are_described_in_the_words_of_the_schema_prompt(shared
         unknown = await session.call_tool("describe_tables", {"tables": ["order"]})
         names = await session.call_tool("list_databases")
     assert text(whole) == text(chosen) == over_http["text"]
-    assert (unknown.is_error, text(unknown)) == (True, "no table named 'order' (known: orders)")
+    assert (unknown.is_error, text(unknown)) == (True, "no table named 'order'; did you mean orders?")
     assert orjson.loads(text(names)) == {"databases": ["shop"]}
 
 
@@ -202,14 +205,20 @@ async def test_the_tables_are_described_in_the_words_of_the_schema_prompt(shared
     ("tool", "arguments", "words"),
     [
         ("execute_sql", {}, "sql: is required"),
-        ("execute_sql", {"sql": ""}, "sql: must be a text"),
-        ("execute_sql", {"sql": "  \n"}, "sql: must be a text"),
-        ("execute_sql", {"sql": ["SELECT 1"]}, "sql: must be a text"),
-        ("execute_sql", {"sql": "SELECT 1", "query": "SELECT 2"}, "takes: sql, params, database, dialect"),
-        ("execute_sql", {"sql": "SELECT 1", "a\nb": 1}, "a\\nb: is no argument"),
-        ("execute_sql", {"sql": "SELECT 1", "database": 5}, "database: must be a text"),
+        ("execute_sql", {"sql": ""}, "sql: must be one SQL statement as text"),
+        ("execute_sql", {"sql": "  \n"}, "sql: must be one SQL statement as text"),
+        ("execute_sql", {"sql": ["SELECT 1"]}, "sql: must be one SQL statement as text"),
+        (
+            "execute_sql",
+            {"sql": "SELECT 1", "query": "SELECT 2"},
+            "query: is not known here (known: sql, database, params, limit, dialect)",
+        ),
+        ("execute_sql", {"sql": "SELECT 1", "a\nb": 1}, "a\\nb: is not known here"),
+        ("execute_sql", {"sql": "SELECT 1", "database": 5}, "database: must be a string"),
         ("execute_sql", {"sql": "SELECT 1", "database": "/etc/passwd"}, "known: shop"),
         ("execute_sql", {"sql": "SELECT 1", "dialect": "klingon"}, "dialect: must be one of duckdb, sqlite"),
+        ("execute_sql", {"sql": "SELECT 1", "limit": 0}, "limit: must be a whole number"),
+        ("execute_sql", {"sql": "SELECT 1", "limits": 5}, "limits: is not known here; did you mean limit?"),
         ("execute_sql", {"sql": "SELECT 1; SELECT 2"}, "one"),
         ("execute_sql", {"sql": "DROP TABLE orders"}, "SELECT"),
         ("execute_sql", {"sql": "SELECT * FROM read_csv('/etc/passwd')"}, "read_csv"),
@@ -217,9 +226,9 @@ async def test_the_tables_are_described_in_the_words_of_the_schema_prompt(shared
         ("execute_sql", {"sql": MISSPELT}, 'Referenced column "amuont" not found'),
         ("describe_tables", {"tables": "orders"}, "tables: must be a list"),
         ("describe_tables", {"tables": []}, "tables: must be a list"),
-        ("describe_tables", {"tables": [1]}, "tables: must be a list"),
+        ("describe_tables", {"tables": [1]}, "tables: must hold names"),
         ("describe_tables", {"database": "nowhere"}, "known: shop"),
-        ("list_databases", {"database": "shop"}, "is no argument of list_databases, which takes: none"),
+        ("list_databases", {"database": "shop"}, "database: is not known here (known: none)"),
     ],
 )
 async def test_what_a_model_got_wrong_is_a_result_that_it_can_mend_its_call_by(
@@ -274,6 +283,19 @@ async def test_a_client_that_asks_for_it_is_told_how_far_its_statement_is(tmp_pa
             await call
     assert 0 < told[0][0] < told[1][0] <= 100
     assert {total for _, total in told} == {100}
+
+
+async def test_where_it_is_off_the_setting_is_named(tmp_path: Path) -> None:
+    async with store(tmp_path, mcp={"enabled": False}) as up:
+        reply = await raw(up, LISTING)
+        assert (reply.status_code, "mcp.enabled: true" in reply.text) == (404, True)
+
+
+@module_loop
+async def test_the_server_tells_its_version(shared: Running) -> None:
+    async with client(shared, "legacy") as session:
+        assert session.server_info is not None
+        assert session.server_info.version == version("cortex-gateway")
 
 
 # --- who asks, and for which run --------------------------------------------------------------------------------

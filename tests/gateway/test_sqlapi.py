@@ -15,6 +15,7 @@ import httpx
 import orjson
 import pytest
 import pytest_asyncio
+from openai import APIStatusError, AsyncOpenAI
 
 from backends.sql.engine import SqlEngine
 from tests.gateway.shop import COUNT, MISSPELT, database, warehouse
@@ -173,6 +174,9 @@ async def test_a_statement_that_cannot_be_run_is_told_so_that_it_can_be_repaired
         (b'{"sql": "SELECT 1", "limit": true}', "limit", "whole number"),
         (b'{"sql": "SELECT 1", "limit": "5"}', "limit", "whole number"),
         (b'{"sql": "SELECT 1", "limit": 9999999999}', "limit", "whole number"),
+        (b'{"sql": "SELECT 1", "parms": [1]}', "parms", "did you mean params?"),
+        (b'{"sql": "SELECT 1", "stream": true}', "stream", "known: sql, database, params, limit, dialect, format"),
+        (b'{"sql": "SELECT 1", "workflow": {"typ": "w"}}', "workflow.typ", "did you mean type?"),
     ],
 )
 async def test_a_body_that_is_wrong_is_refused_by_name(
@@ -337,7 +341,20 @@ async def test_a_statement_that_takes_too_long_is_504_and_its_worker_is_free_aga
         reply = await query(up, ENDLESS)
         assert (reply.status_code, reply.json()["error"]["type"]) == (504, "timeout_error")
         assert reply.json()["error"]["code"] == "timeout"
+        words = "the statement took longer than 0.3 s (pools.warehouse.backend.timeout): read fewer rows, or filter"
+        assert reply.json()["error"]["message"].startswith(words)
         assert (await query(up, COUNT)).json()["rows"] == [[4]]
+
+
+async def test_an_openai_client_runs_a_statement_that_is_too_slow_once(tmp_path: Path) -> None:
+    async with (
+        store(tmp_path, timeout="300ms") as up,
+        AsyncOpenAI(base_url=f"{up.url}/v1", api_key="unused", max_retries=2) as client,
+    ):
+        with pytest.raises(APIStatusError) as caught:
+            await client.post("/sql", body={"sql": ENDLESS}, cast_to=object)
+        assert caught.value.status_code == 504
+        assert await runs(up) == 1
         assert metric(up.gateway, "cortex_calls_total", outcome="timeout", source="engine") == 1
 
 
@@ -416,6 +433,7 @@ async def test_a_killed_worker_fails_its_statement_alone_and_is_replaced(tmp_pat
         replies = await asyncio.gather(asking, following)
         # What killed the leader's worker is not tried again for those who followed it.
         assert [reply.status_code for reply in replies] == [502, 502]
+        assert {reply.headers["x-should-retry"] for reply in replies} == {"false"}
         assert (await query(up, COUNT)).json()["rows"] == [[4]]
         assert workers(up)[0].pid not in (None, pid)
         assert await runs(up) == 2

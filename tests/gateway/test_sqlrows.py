@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -195,6 +196,8 @@ async def test_a_stream_says_who_serves_it_and_keeps_nothing(shared: Running) ->
 
 @module_loop
 async def test_a_statement_without_rows_to_stream_is_an_error_reply_as_ever(shared: Running) -> None:
+    placed = await query(shared, "SELECT i,\n  nope FROM numbers", headers=NDJSON)
+    assert "(line 2, column 3)" in placed.json()["error"]["message"]
     for sql, code in [("SELECT nope FROM numbers", "binder"), ("DROP TABLE numbers", "refused")]:
         for headers in (NDJSON, EVENTS):
             reply = await query(shared, sql, headers=headers)
@@ -240,6 +243,40 @@ async def test_a_client_that_reads_nothing_is_waited_for_within_bounds_and_then_
         assert (await query(up, "SELECT 7 AS x")).json()["rows"] == [[7]]
 
 
+async def test_clients_that_read_nothing_give_their_workers_to_others_who_wait(tmp_path: Path) -> None:
+    async with (
+        numbers(tmp_path, timeout="60s", workers=2, stream_stall="1s") as up,
+        connected(up.url) as one,
+        connected(up.url) as other,
+    ):
+        for slow in (one, other):
+            await slow.send(_request(MANY))
+            await slow.head()
+        assert busy(up) == 2
+        began = time.monotonic()
+        assert (await query(up, "SELECT 7 AS x")).json()["rows"] == [[7]]
+        assert 0.5 < time.monotonic() - began < 6
+        told = [asyncio.create_task(slow.reader.read()) for slow in (one, other)]
+        await until(lambda: any(task.done() for task in told), "the end of a stream")
+        said = next(task.result() for task in told if task.done())[-1000:]
+        assert b"stream_interrupted" in said
+        assert b"while others waited (pools.warehouse.backend.stream_stall)" in said
+        for task in told:
+            task.cancel()
+
+
+async def test_a_client_that_reads_nothing_keeps_its_worker_where_nobody_waits(tmp_path: Path) -> None:
+    async with (
+        numbers(tmp_path, timeout="60s", workers=2, stream_stall="10ms") as up,
+        connected(up.url) as slow,
+    ):
+        await slow.send(_request(MANY))
+        await slow.head()
+        assert (await query(up, SLOW)).json()["rows"] == [[4]]
+        assert busy(up) == 1
+        assert len(await slow.reader.readexactly(20_000_000)) == 20_000_000
+
+
 async def test_a_client_that_leaves_stops_its_stream(tmp_path: Path) -> None:
     async with numbers(tmp_path, timeout="60s") as up:
         pid = workers(up)[0].pid
@@ -271,7 +308,7 @@ async def test_a_worker_that_dies_in_the_middle_of_a_stream_is_told_in_the_last_
 
 def _request(sql: str) -> bytes:
     body = orjson.dumps({"sql": sql, "format": "ndjson"})
-    return b"POST /v1/sql HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (
+    return b"POST /v1/sql HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (
         len(body),
         body,
     )

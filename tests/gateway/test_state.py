@@ -12,7 +12,11 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from redis.asyncio import Redis
 
+from backends.artifacts.news import Reset, encoded
+from backends.artifacts.redis_tier import CHANNEL
+from backends.artifacts.shared import Shared
 from policies.artifacts import Artifact, Head, Name
 from tests.backends.artifacts.conftest import RedisServer
 from tests.backends.artifacts.conftest import redis_server as redis_server  # noqa: PLC0414 - a fixture of here too
@@ -138,7 +142,7 @@ async def test_of_a_value_that_is_given_twice_the_last_one_counts(shared: Runnin
 
 @module_loop
 async def test_names_of_any_script_and_with_signs_are_found_again(shared: Running) -> None:
-    for key in ("a b", "é?#%", "..", "x" * 256):
+    for key in ("a b", "é?#%", "...", "x" * 256):
         assert (await publish(shared, "names-" + key[:1], key, key)).status_code == 200
         path = httpx.URL(f"{shared.url}/").copy_with(
             raw_path=b"/v1/state/names-" + quoted(key[:1]) + b"/" + quoted(key)
@@ -227,6 +231,10 @@ async def test_what_has_outlived_its_time_is_not_found(shared: Running) -> None:
         ({"key": "a/b", "value": 1}, "key"),
         ({"key": "a\nb", "value": 1}, "key"),
         ({"key": "events", "value": 1}, "key"),
+        ({"key": ".", "value": 1}, "key"),
+        ({"key": "..", "value": 1}, "key"),
+        ({"key": "k", "value": 1, "tll": 3}, "tll"),
+        ({"kye": "k", "value": 1}, "kye"),
         ({"key": 1, "value": 1}, "key"),
         ({"key": "k", "value": 1, "type": 5}, "type"),
         ({"key": "k", "value": 1, "producer": "\x00"}, "producer"),
@@ -255,6 +263,12 @@ async def test_bad_paths_and_bodies_are_refused_in_openais_shape(shared: Running
     for method, path, status, param in [
         ("GET", "/v1/state/t/missing", 404, "key"),
         ("GET", "/v1/state/t?scope=world", 400, "scope"),
+        ("GET", "/v1/state/t?scope=", 400, "scope"),
+        ("GET", "/v1/state/t/missing?scop=run", 400, "scop"),
+        ("DELETE", "/v1/state/t/missing?scop", 400, "scop"),
+        ("GET", "/v1/state/t/events?topic=u", 400, "topic"),
+        ("GET", "/v1/state/%2e%2e", 400, "topic"),
+        ("GET", "/v1/state/t/%2e%2e", 400, "key"),
         ("GET", f"/v1/state/{'x' * 257}", 400, "topic"),
         ("GET", "/v1/state/a%0Ab/events", 400, "topic"),
         ("GET", f"/v1/state/t/{'x' * 257}", 400, "key"),
@@ -265,9 +279,42 @@ async def test_bad_paths_and_bodies_are_refused_in_openais_shape(shared: Running
     ]:
         reply = await shared.http.request(method, path)
         assert (reply.status_code, error_of(reply)["param"]) == (status, param), path
-    for body in (b"", b"[]", b"{", b'{"tags": []}', b'{"tags": null}'):
+    for body in (b"", b"[]", b"{", b'{"tags": []}', b'{"tags": null}', b'{"tags": ["t"], "scope": "run"}'):
         assert (await shared.http.post("/v1/state/invalidate", content=body)).status_code == 400
     assert (await shared.http.get("/v1/state/t", headers=bearer("nobody"))).status_code == 401
+
+
+@module_loop
+async def test_who_misspells_is_told_what_he_may_have_meant(shared: Running) -> None:
+    reply = await publish(shared, "misspelt", tll=3)
+    assert error_of(reply)["message"].startswith("tll: is not known here; did you mean ttl? (known: key, value, ")
+    reply = await shared.http.get("/v1/state/misspelt/k", params={"scop": "run"})
+    assert error_of(reply)["message"] == "scop: is not known here; did you mean scope? (known: scope)"
+    for path, body in [("t", {"key": "k", "value": 1}), ("invalidate", {"tags": ["t"]})]:
+        reply = await shared.http.post(f"/v1/state/{path}", params={"scope": "run"}, json=body)
+        assert (reply.status_code, error_of(reply)["param"]) == (400, "scope")
+    # Whose run it is may stand in any body.
+    more: dict[str, Any] = {"workflow": {"type": "nl2sql"}, "metadata": {"run": "1"}}
+    assert (await publish(shared, "misspelt", **more)).status_code == 200
+    assert (await shared.http.post("/v1/state/invalidate", json={"tags": ["t"], **more})).status_code == 200
+
+
+@module_loop
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "t/a", "DELETE, GET, HEAD"),
+        ("POST", "t/a", "DELETE, GET, HEAD"),
+        ("DELETE", "t", "GET, HEAD, POST"),
+        ("POST", "t/events", "DELETE, GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_told_all_that_the_path_has(
+    shared: Running, method: str, path: str, allowed: str
+) -> None:
+    reply = await shared.http.request(method, f"/v1/state/{path}")
+    assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
+    assert error_of(reply)["message"] == f"{method} is not possible here (allowed: {allowed})"
 
 
 @module_loop
@@ -306,6 +353,16 @@ async def test_a_reader_hears_what_happens_to_its_topic_and_no_other(shared: Run
         assert (await reader.event())[1:] == ("invalidated", {"tags": ["t"]})
         assert metric(shared.gateway, "cortex_state_readers") == 1
     await until(lambda: metric(shared.gateway, "cortex_state_readers") == 0, "the reader's end")
+
+
+@module_loop
+async def test_a_value_over_several_lines_is_one_line_of_an_event(shared: Running) -> None:
+    async with reading(shared, "lines") as reader:
+        await reader.event()
+        body = b'{"key": "k", "value": {\r\n  "n": 12345678901234567890,\r  "text": "a\\nb"\n}}'
+        assert (await shared.http.post("/v1/state/lines", content=body)).status_code == 200
+        _, kind, data = await reader.event()
+        assert (kind, data["value"]) == ("published", {"n": 12345678901234567890, "text": "a\nb"})
 
 
 @module_loop
@@ -432,3 +489,50 @@ async def test_requests_go_on_while_redis_is_gone_and_readers_are_told_afterward
         assert (await reader.event())[1] == "reset"
         await until(lambda: not one.gateway.state.artifacts.shared.untold, "told")  # type: ignore[union-attr]
         assert await found(other, "t") == "meanwhile"
+
+
+async def test_a_reset_of_one_tenant_is_told_to_no_other(tmp_path: Path, redis_server: RedisServer) -> None:
+    state = {"redis": redis_server.url, "timeout": "5s"}
+    async with store(tmp_path, auth=KEYS, state=state) as up:
+        artifacts = up.gateway.state.artifacts
+        shared = artifacts.shared
+        assert shared is not None
+        await until(lambda: shared.listening, "listening")
+        async with reading(up, "t", headers=bearer("a")) as one, reading(up, "t", headers=bearer("b")) as two:
+            assert [(await reader.event())[1] for reader in (one, two)] == ["open", "open"]
+            for key in "ab":
+                await publish(up, "t", headers=bearer(key))
+            assert [(await reader.event())[1] for reader in (one, two)] == ["published", "published"]
+            await redis_client(shared).publish(CHANNEL, encoded(Reset("one"), "another gateway"))
+            assert (await one.event())[1] == "reset"
+            await publish(up, "t", headers=bearer("b"))
+            assert (await two.event())[1] == "published"
+            kept = {name.tenant for name in artifacts.memory.shelf}
+            assert kept == {"two"}
+
+
+async def test_what_nobody_can_read_under_our_keys_fails_no_request(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    state = {"redis": redis_server.url, "timeout": "5s"}
+    async with store(tmp_path, state=state) as up:
+        shared = up.gateway.state.artifacts.shared
+        assert shared is not None
+        await until(lambda: shared.listening, "listening")
+        client = redis_client(shared)
+        for key, found_again in [("l", 200), ("m", 404), ("a", 404)]:
+            await publish(up, "spoilt", tags=["x"])
+            (at,) = [one async for one in client.scan_iter(match=f"cortex:{key}:*")]
+            if key == "l":
+                await client.hset(at, mapping={"foreign": b"not json", "list": b"[]", "\xff": b"{}"})
+            else:
+                await client.set(at, b"\xff")
+            await up.gateway.state.artifacts.memory.drop_all("")
+            assert (await up.http.get("/v1/state/spoilt/k")).status_code == found_again
+            assert (await up.http.get("/v1/state/spoilt")).status_code == 200
+        assert not shared.untold
+        assert metric(up.gateway, "cortex_redis_failures_total", reason="broken") == 0
+
+
+def redis_client(shared: Shared) -> Redis:
+    return shared._tier.client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -98,6 +99,57 @@ def test_what_is_asked_for_again_and_again_stays_under_a_flood_of_what_is_asked_
     assert hits > 4900
 
 
+def test_whatever_an_artifact_is_said_to_cost_only_so_much_of_it_counts() -> None:
+    on = shelf(10)
+    for number in range(10):
+        on.put(head(f"said-{number}", cost=86400.0))
+    assert on.use(head("said-0").name) == head("said-0", cost=86400.0)
+    declined = 0
+    while on.put(head("new", cost=10.0)) is None:
+        declined += 1
+    assert declined <= 300 / 10
+
+
+def test_a_tenant_that_has_all_of_it_gives_to_others_their_share_whatever_its_own_is_worth() -> None:
+    on = shelf(12)
+    for number in range(12):
+        on.put(head(str(number), cost=200.0, tenant="rich"))
+    for number in range(6):
+        assert on.put(head(str(number), cost=0.1, tenant="poor")) == [head(str(number), tenant="rich").name]
+    assert _places(on) == {"rich": 6, "poor": 6}
+    # Now both have the same: who wants more competes with himself.
+    assert on.put(head("more", cost=0.05, tenant="poor")) is None
+    assert on.put(head("more", cost=250.0, tenant="rich")) == [head("6", tenant="rich").name]
+    for number in range(4):
+        on.put(head(str(number), tenant="third"))
+    assert _places(on) == {"rich": 4, "poor": 4, "third": 4}
+
+
+def test_a_large_newcomer_takes_from_all_who_have_more_and_nothing_where_it_would_have_the_most() -> None:
+    on = shelf(12)
+    for number in range(6):
+        on.put(head(str(number), tenant="a"))
+        on.put(head(str(number), tenant="b"))
+    four = 4 * (1000 + ENTRY_COST) - ENTRY_COST
+    gone = on.put(head("large", size=four, tenant="c"))
+    assert gone is not None
+    assert sorted(name.tenant for name in gone) == ["a", "a", "b", "b"]
+    assert on.put(head("too large", size=2 * four, tenant="d")) is None
+    assert _places(on) == {"a": 4, "b": 4, "c": 1}
+
+
+def test_a_new_value_of_the_same_size_takes_from_nobody() -> None:
+    on = shelf(4)
+    for key, tenant in [("a", "t"), ("b", "u"), ("c", "u"), ("d", "u")]:
+        on.put(head(key, tenant=tenant))
+    assert on.put(head("a", cost=5.0)) == []
+    assert _places(on) == {"t": 1, "u": 3}
+
+
+def _places(on: Shelf) -> dict[str, int]:
+    return dict(Counter(name.tenant for name in on))
+
+
 def test_what_is_computed_faster_than_fetched_is_not_kept() -> None:
     on = shelf(5, Worth(fetch=0.001, byte=1e-6))
     assert on.put(head("small", size=0, cost=0.0011)) == []
@@ -171,7 +223,13 @@ def test_whatever_happens_the_bound_holds_and_the_indexes_agree(steps: list[Step
     there: dict[Name, Head] = {}
     for what, number, size, time, cost in steps:
         one = head(
-            str(number), size=size, cost=cost, expires=time, tags=(f"tag-{number % 3}",), listed=number % 2 == 0
+            str(number),
+            size=size,
+            cost=cost,
+            expires=time,
+            tags=(f"tag-{number % 3}",),
+            tenant="tu"[number % 5 == 0],
+            listed=number % 2 == 0,
         )
         if what == "put":
             there.pop(one.name, None)
@@ -191,8 +249,10 @@ def test_whatever_happens_the_bound_holds_and_the_indexes_agree(steps: list[Step
         assert set(on) == set(there)
         assert on.bytes == sum(known.size + ENTRY_COST for known in there.values()) <= on.max_bytes
         for tag in ("tag-0", "tag-1", "tag-2"):
-            assert set(on.tagged("t", [tag])) == {name for name, known in there.items() if tag in known.tags}
-        assert {one.name for one in on.listed("t", SCOPE)} == {name for name, known in there.items() if known.listed}
+            tagged = {*on.tagged("t", [tag]), *on.tagged("u", [tag])}
+            assert tagged == {name for name, known in there.items() if tag in known.tags}
+        listed = {one.name for tenant in "tu" for one in on.listed(tenant, SCOPE)}
+        assert listed == {name for name, known in there.items() if known.listed}
 
 
 def test_its_own_books_stay_small_however_often_it_changes() -> None:

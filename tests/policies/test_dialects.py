@@ -162,7 +162,7 @@ BIGQUERY: list[tuple[str, object]] = [
     ("date_diff(date '2024-03-01', date '2024-01-31', month)", 2),
     ("timestamp_diff(timestamp '2024-01-01 02:30:00', timestamp '2024-01-01 00:45:00', hour)", 1),
     ("datetime_diff(datetime '2024-01-02 00:00:00', datetime '2024-01-01 23:59:00', day)", 1),
-    ("date_sub(d, interval 1 week)", datetime(2024, 1, 24)),
+    ("date_sub(d, interval 1 week)", date(2024, 1, 24)),
     ("format_date('%Y-%m', d)", "2024-01"),
     ("parse_date('%Y-%m-%d', x)", date(2024, 1, 31)),
     ("extract(dayofweek from d)", 4),

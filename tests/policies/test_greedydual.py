@@ -43,6 +43,19 @@ def test_nothing_goes_for_a_newcomer_that_is_worth_less() -> None:
     assert (sorted(kept), kept.bytes) == (["a", "b"], 200)
 
 
+def test_what_is_let_go_is_worth_the_least_and_makes_the_others_older() -> None:
+    kept = GreedyDual[str](300)
+    for key, cost in [("dear", 3.0), ("cheap", 1.0), ("middling", 2.0)]:
+        kept.put(key, 100, cost)
+    kept.use("cheap")
+    kept.use("cheap")
+    assert [kept.shed(), kept.bytes] == ["middling", 200]
+    assert kept.put("new", 200, 2.1) == ["dear"]  # worth 0.02 by its age and 0.0105 by itself, the dear one 0.03
+    assert [kept.shed(), kept.shed(), kept.bytes] == ["cheap", "new", 0]
+    with pytest.raises(IndexError):
+        kept.shed()
+
+
 @pytest.mark.parametrize("size", [101, 10_000])
 def test_what_is_larger_than_all_of_it_takes_its_older_self_along(size: int) -> None:
     kept = GreedyDual[str](100)
@@ -60,6 +73,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("put"), st.integers(0, 9), st.integers(1, 130), st.floats(0, 10)),
     st.tuples(st.just("use"), st.integers(0, 9), st.just(0), st.just(0.0)),
     st.tuples(st.just("drop"), st.integers(0, 9), st.just(0), st.just(0.0)),
+    st.tuples(st.just("shed"), st.just(0), st.just(0), st.just(0.0)),
 )
 
 
@@ -77,6 +91,9 @@ def test_its_books_are_right_whatever_happens(operations: list[tuple[str, int, i
                     del sizes[other]
         elif what == "drop":
             assert kept.drop(key) == (sizes.pop(key, None) is not None)
+        elif what == "shed":
+            if sizes:
+                del sizes[kept.shed()]
         elif key in kept:
             kept.use(key)
         assert set(kept) == set(sizes)

@@ -164,3 +164,31 @@ def test_without_names_the_first_sentence_stays() -> None:
         explained('Binder Error: Referenced table "a" not found!', {})
         == 'Binder Error: Referenced table "a" not found'
     )
+
+
+@pytest.mark.parametrize("sign", ["/*", "'", '"', "--", "$$", "`", "(", "/* "])
+@pytest.mark.parametrize("name", ["nocol", "(" * 60, "a" * 10_000])
+def test_the_place_costs_next_to_nothing_in_a_hostile_text(sign: str, name: str) -> None:
+    for text in (sign * (20_000 // len(sign)), f'SELECT 1 AS "{sign * (19_000 // len(sign))}", nocol'):
+        spent = []
+        for _ in range(3):
+            started = time.thread_time()
+            placed(f'Referenced column "{name}" not found', text)
+            spent.append(time.thread_time() - started)
+        assert sorted(spent)[1] < 0.005
+
+
+def test_a_sign_of_a_comment_within_a_name_or_a_text_is_none() -> None:
+    said = 'column "nocol" not found'
+    assert placed(said, 'select 1 as "/* --", nocol') == f"{said} (line 1, column 22)"
+    assert placed(said, "select '/* -- it''s', nocol /* open") == f"{said} (line 1, column 23)"
+    assert placed(said, "select 1 /* open, nocol") == said
+    assert placed(said, 'select "a nocol b", "nocol"') == f"{said} (line 1, column 21)"
+
+
+@pytest.mark.parametrize("filling", ["\n", " ", "\nLINE 1", "\nCandidate bindings", "Did you mean "])
+def test_a_complaint_of_whatever_length_is_read_in_time(filling: str) -> None:
+    message = "Conversion Error: Could not convert string '" + filling * (100_000 // len(filling))
+    started = time.thread_time()
+    explained(message, {})
+    assert time.thread_time() - started < 0.1

@@ -155,13 +155,17 @@ async def test_what_was_begun_before_a_change_is_not_kept_after_it(tier: Tier, c
     assert await tier.get(artifact.head.name) == artifact
 
 
-async def test_dropping_all_leaves_nothing(tier: Tier, clock: Clock) -> None:
+async def test_dropping_all_of_a_tenant_leaves_nothing_but_the_others(tier: Tier, clock: Clock) -> None:
+    other = made(clock, tenant="u", listed=True)
+    await tier.put(other)
     artifacts = [made(clock, str(number), listed=number < 3) for number in range(20)]
     for artifact in artifacts:
         await tier.put(artifact)
-    await tier.drop_all()
+    await tier.drop_all("t")
     assert [await tier.get(artifact.head.name) for artifact in artifacts] == [None] * 20
     assert await tier.listed("t", SCOPE) == []
+    assert await tier.get(other.head.name) == other
+    assert await tier.listed("u", SCOPE) == [other.head]
     await tier.put(artifacts[0])
     assert await tier.get(artifacts[0].head.name) == artifacts[0]
 

@@ -29,6 +29,8 @@ def test_bytes_that_were_cut_or_come_from_elsewhere_are_refused() -> None:
         {**document, "scope": 5},
         {**document, "size": "many"},
         {**document, "mark": None},
+        {**document, "made": "nan"},
+        {**document, "expires": "inf"},
         [],
     ]
     lines = [orjson.dumps(one) for one in strange]
@@ -59,6 +61,7 @@ def test_no_two_lists_of_names_have_one_digest() -> None:
         Dropped(name("é")),
         Invalidated("t", ("a", "b")),
         Reset(),
+        Reset("t"),
     ],
     ids=lambda news: type(news).__name__,
 )

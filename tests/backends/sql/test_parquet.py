@@ -15,6 +15,7 @@ from backends.base import BackendError
 from backends.sql.cache import generation
 from backends.sql.database import Database, OutOfReach
 from backends.sql.engine import SqlEngine
+from backends.sql.opened import Files
 from backends.sql.options import SqlOptions
 from backends.sql.parquet import parquet_tables, parquet_version
 
@@ -81,7 +82,7 @@ async def test_a_folder_is_only_read_and_its_place_is_not_told(mart: Path, ask: 
 
 def test_the_engine_alone_writes_no_row_of_a_folder(mart: Path) -> None:
     """Without the check that a statement is a query: the transaction is read-only, the settings are locked."""
-    database = Database(str(mart), SqlOptions(databases={}))
+    database = Database(str(mart), Files(SqlOptions(databases={})))
     for sql, error in [
         ("CREATE TABLE evil AS SELECT 1", "read-only"),
         ("DROP VIEW sales", "read-only"),
@@ -122,7 +123,7 @@ async def test_a_folder_is_opened_anew_when_a_file_of_it_changes(mart: Path, ask
 
 def test_a_file_that_cannot_be_read_is_no_table_and_the_others_are(mart: Path) -> None:
     (mart / "broken.parquet").write_bytes(b"PAR1, but then nothing")
-    database = Database(str(mart), SqlOptions(databases={}))
+    database = Database(str(mart), Files(SqlOptions(databases={})))
     with database.cursor() as cursor:
         assert cursor.execute("SELECT COUNT(*) FROM sales").fetchall() == [(100,)]
         with pytest.raises(duckdb.CatalogException):
@@ -140,7 +141,7 @@ def test_names_that_are_hidden_or_of_another_kind_are_no_tables(tmp_path: Path) 
 
 
 async def test_a_statement_may_be_given_more_threads_where_the_pool_allows_it(scratch: Path) -> None:
-    allowing = Database(str(scratch), SqlOptions(databases={}, max_threads=2))
+    allowing = Database(str(scratch), Files(SqlOptions(databases={}, max_threads=2)))
     threads = "SELECT current_setting('threads')"
     for asked in (1, 2, 2, 1):
         with allowing.cursor(threads=asked) as cursor:
@@ -148,7 +149,7 @@ async def test_a_statement_may_be_given_more_threads_where_the_pool_allows_it(sc
     with allowing.cursor() as cursor, pytest.raises(duckdb.Error, match="locked"):
         cursor.execute("SET memory_limit = '100GB'")
     allowing.close()
-    strict = Database(str(scratch), SqlOptions(databases={}))
+    strict = Database(str(scratch), Files(SqlOptions(databases={})))
     with strict.cursor() as cursor:
         assert cursor.execute(threads).fetchall() == [(1,)]
         with pytest.raises(duckdb.Error, match="locked"):
@@ -185,7 +186,7 @@ def test_a_database_that_this_process_may_not_read_any_more_is_out_of_reach(
 
     path = tmp_path / "data.duckdb"
     duckdb.connect(str(path)).close()
-    database = Database(str(path), SqlOptions(databases={}))
+    database = Database(str(path), Files(SqlOptions(databases={})))
     path.unlink()
     path.write_bytes(b"no database")
     with pytest.raises(duckdb.IOException), database.cursor():

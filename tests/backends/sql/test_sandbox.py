@@ -138,7 +138,7 @@ async def test_a_worker_says_what_is_in_force(options: SqlOptions) -> None:
     for layers, words in [(LAYERS, _in_force_here()), (LAYERS - {"sandbox"}, str(Confinement()))]:
         asked = replace(options, layers=layers)
         worker = await Child.spawn("backends.sql.worker", asked.to_json(), timeout=20)
-        assert await sandbox.confinement_of(worker) == words
+        assert await sandbox.confinement_of(worker) == (words, {})
         await worker.kill()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from backends.sql.database import Database
 from backends.sql.describe import SAMPLE_MOST, SAMPLED_ROWS, describe
+from backends.sql.opened import Files
 from backends.sql.options import SqlOptions
 
 TABLES = """
@@ -49,7 +50,7 @@ def test_keys_stand_where_sql_has_them(cursor: duckdb.DuckDBPyConnection) -> Non
         "FOREIGN KEY (day, number) REFERENCES orders(day, number)) -- 0 rows\n"
         "orders(day DATE, number INTEGER, customer INTEGER REFERENCES customers(id), note VARCHAR, "
         "PRIMARY KEY (day, number)) -- 0 rows\n"
-        'old."Customers, all"(id INTEGER PRIMARY KEY, friend INTEGER REFERENCES old."Customers, all"(id)) -- 0 rows\n'
+        '"Customers, all"(id INTEGER PRIMARY KEY, friend INTEGER REFERENCES "Customers, all"(id)) -- 0 rows\n'
     )
     tables = {table["name"]: table for table in found["tables"]}
     assert tables["orders"]["primary_key"] == ["day", "number"]
@@ -128,7 +129,7 @@ def test_a_folder_of_parquet_files_is_described_like_tables(tmp_path: Path) -> N
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE t AS SELECT i AS id, 'v' || (i % 2) AS kind FROM range(10) AS r(i)")
         connection.execute(f"COPY t TO '{tmp_path / 'items.parquet'}'")
-    database = Database(str(tmp_path), SqlOptions(databases={"files": str(tmp_path)}))
+    database = Database(str(tmp_path), Files(SqlOptions(databases={"files": str(tmp_path)})))
     with database.cursor() as cursor:
         found = described(cursor, samples=1)
     database.close()
