@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gateway import units
+from gateway.backendspecs import Emulated
 from gateway.fields import PolicySpec
-from gateway.settings import Config, Emulated, Policies, PoolPolicies
+from gateway.settings import Config, Policies, PoolPolicies
 from policies.blueprint import Blueprint
 from policies.catalog import GATE, Named, PolicySet, UnknownPolicy, make, parameters
 from policies.dispatcher import Limits

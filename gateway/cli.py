@@ -15,12 +15,13 @@ from pathlib import Path
 
 import uvloop
 
+from gateway.backendspecs import DuckDb
 from gateway.blueprints import blueprint, complaint
 from gateway.compose import compose
 from gateway.config import ConfigError, Override, load
 from gateway.listening import bound, server
 from gateway.retelling import retell
-from gateway.settings import Config, DuckDb, PoolPolicies
+from gateway.settings import Config, PoolPolicies
 from gateway.whatif import assigned
 from gateway.yamlfile import spelled
 from simulator import command

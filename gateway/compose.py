@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -18,6 +19,8 @@ from backends.base import Cluster, Engine
 from backends.emulated.cluster import EmulatedCluster
 from backends.emulated.options import EmulatedOptions
 from backends.emulated.profile import ProfileError
+from backends.gpus import Gpus, devices_of_this_machine
+from backends.launcher import LaunchedServers, LaunchOptions, vllm_command
 from backends.sql.cache import ExactTexts, ResultCache, ResultKey, generation
 from backends.sql.engine import SqlCluster
 from backends.sql.options import SqlOptions
@@ -27,6 +30,7 @@ from gateway.access import Access
 from gateway.admin import AdminApi
 from gateway.advances import Advances
 from gateway.ahead import Ahead
+from gateway.backendspecs import DuckDb, Emulated, Launch, Vllm
 from gateway.blueprints import blueprint
 from gateway.completions import Completions
 from gateway.config import ConfigError
@@ -41,7 +45,7 @@ from gateway.metrics import Metrics
 from gateway.monitor import Monitor
 from gateway.relay import Relay
 from gateway.runtime import Clock, Runtime
-from gateway.settings import Config, DuckDb, Emulated, Pool, Vllm
+from gateway.settings import Config, Pool
 from gateway.spare import Spare
 from gateway.sqlapi import SqlApi
 from gateway.state import StateApi
@@ -69,12 +73,12 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed, profiles=learned)
     journal = _journal(config, plan)
     clock, metrics, access, directory = Clock(), Metrics(), Access(config.auth, config.admin), Directory(config)
-    session = connections(config.timeouts.connect)
+    session, gpus = connections(config.timeouts.connect), _gpus(config)
     advances = Advances(counts=metrics, clock=clock)
     runtime = Runtime(
         dispatcher=plan.dispatcher(),
         pools=plan.pools,
-        clusters={name: _cluster(pool, session, emulated.get(name)) for name, pool in config.pools.items()},
+        clusters={name: _cluster(pool, session, emulated.get(name), gpus) for name, pool in config.pools.items()},
         clock=clock,
         journal=journal,
         watchers=(metrics.watch, advances.watch),
@@ -195,7 +199,38 @@ def _journal(config: Config, plan: Blueprint) -> Journal | None:
         ) from None
 
 
-def _cluster(pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptions | None) -> Cluster:
+def _gpus(config: Config) -> Gpus:
+    """Those of the machine, and those that the configuration names besides."""
+    launched = [pool.backend.launch for pool in config.pools.values() if isinstance(pool.backend, Vllm)]
+    named = [device for launch in launched if launch is not None for device in launch.devices]
+    return Gpus([*devices_of_this_machine(os.environ), *named])
+
+
+def _launched(pool: Pool, backend: Vllm, launch: Launch, session: aiohttp.ClientSession, gpus: Gpus) -> Cluster:
+    model = pool.model or ""
+    command = vllm_command(
+        command=launch.command,
+        model=launch.model or model,
+        served=model,
+        args=launch.args,
+        priority=backend.priority,
+        gpus=launch.gpus,
+    )
+    options = LaunchOptions(
+        command=command,
+        env=launch.env,
+        gpus=launch.gpus,
+        devices=launch.devices,
+        ready=launch.ready,
+        grace=launch.grace,
+        stagger=launch.stagger or 0.0,
+        logs=launch.logs,
+    )
+    key = backend.api_key or ""
+    return LaunchedServers(options, connect=lambda url: HttpEngine(url, session, api_key=key), gpus=gpus)
+
+
+def _cluster(pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptions | None, gpus: Gpus) -> Cluster:
     backend = pool.backend
     if emulated is not None:
         return EmulatedCluster(model=pool.model or "", options=emulated, connect=_connect(session))
@@ -215,7 +250,9 @@ def _cluster(pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptio
             )
         )
     assert isinstance(backend, Vllm)
-    return AttachedServers(backend.attach, session, backend.api_key or "")
+    if backend.launch is not None:
+        return _launched(pool, backend, backend.launch, session, gpus)
+    return AttachedServers(backend.attach or (), session, backend.api_key or "")
 
 
 def _connect(session: aiohttp.ClientSession) -> Callable[[str], Engine]:

@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import get_args
 
-from gateway.settings import Config, DuckDb, Edge, Emulated, Outcome, Pool, Stage, State, Tool, Vllm, Workflow
+from gateway.backendspecs import DuckDb, Emulated, Vllm
+from gateway.settings import Config, Edge, Outcome, Pool, Stage, State, Tool, Workflow
 from gateway.yamlfile import Place, spelled
 from policies.fleet import groups
 from policies.workflow import START
@@ -116,6 +117,8 @@ def _engines(pool: Pool, place: Place) -> Iterator[Fault]:
         yield from _emulated(pool.backend, (*place, "backend"))
     if isinstance(pool.backend, Vllm):
         urls = pool.backend.attach
+        if urls is None:
+            return
         for index, url in enumerate(urls):
             if url in urls[:index]:
                 yield (*place, "backend", "attach", index), "the same address stands further up"

@@ -13,13 +13,14 @@ from starlette.types import Scope
 from backends.base import Request
 from gateway import headers as names
 from gateway.access import Caller
+from gateway.backendspecs import Vllm
 from gateway.directory import WHOLE, Directory, Target
 from gateway.identity import Identity, Place, alias_place, read_identity
 from gateway.openai.errors import ill_formed
 from gateway.openai.payload import Endpoint, Payload, denied, parse
 from gateway.openai.prompt import prompt_view, told
 from gateway.openai.splice import edit
-from gateway.settings import Config, Vllm, Workflow
+from gateway.settings import Config, Workflow
 from policies.calls import Call, Kind, Knobs
 from policies.events import Start
 from policies.routing.prefix import chain

@@ -13,13 +13,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from gateway.backendspecs import Backend, DuckDb, Vllm
 from gateway.fields import (
     Bytes,
-    BytesOrZero,
     Count,
-    Dialect,
-    ExistingFileOrNone,
-    FilePath,
     FilePathOrNone,
     Flag,
     Frozen,
@@ -40,7 +37,6 @@ from gateway.fields import (
     Share,
     Spec,
     Text,
-    Url,
     Whole,
 )
 from policies.calls import Kind
@@ -49,7 +45,6 @@ from policies.workflow import StageKind
 Outcome = Literal["ok", "error", "empty", "timeout"]
 Tool = Literal["execute_sql", "describe_tables"]
 DEFAULT_POOL = "default"
-MEMORY_LEAST = 16_000_000  # with half as much, a join of a small table already fails
 
 
 class Server(Part):
@@ -128,67 +123,6 @@ class Timeouts(Part):
     total: Seconds = 600.0
 
 
-class Vllm(Part):
-    """Servers that speak OpenAI's API and run elsewhere."""
-
-    instead: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"launch": "starting servers is not built yet; start them yourself and list their addresses as attach"}
-    )
-    name: Literal["vllm"]
-    attach: Annotated[List[Url], Field(min_length=1)]
-    api_key: Text | None = Field(default=None, repr=False)
-    priority: Flag = True
-    salt: Flag = True
-
-
-class Emulated(Part):
-    """Emulated engines, started by the gateway."""
-
-    name: Literal["emulated"]
-    script: ExistingFileOrNone = None
-    num_gpu_blocks: Count = 2048
-    block_size: Count = 16
-    max_num_seqs: Count = 64
-    max_model_len: Annotated[Whole, Field(ge=2)] = 32768
-    max_num_batched_tokens: Count = 2048
-    prefill_rate: Annotated[Number, Field(gt=0)] = 8000.0
-    decode_step: Seconds = 0.01
-    profile: ExistingFileOrNone = None
-    time_scale: Annotated[Number, Field(gt=0)] = 1.0
-    seed: Whole = 0
-    faults: Flag = False
-
-
-class DuckDb(Part):
-    """SQL worker processes over read-only DuckDB files."""
-
-    name: Literal["duckdb"]
-    databases: Annotated[Named[FilePath], Field(min_length=1)]
-    timeout: Seconds = 2.0
-    memory: Bytes = 512_000_000
-    max_rows: Count = 1000
-    max_bytes: Bytes = 1_000_000
-    cache: BytesOrZero = 64_000_000
-    samples: Annotated[Whole, Field(ge=0, le=20)] = 0
-    max_threads: Annotated[Whole, Field(ge=1, le=256)] = 1
-    ahead: Annotated[Whole, Field(ge=0)] = 2
-    dialect: Dialect = "duckdb"
-    max_stream_rows: Count = 10_000_000
-    max_stream_bytes: Bytes = 1_000_000_000
-    stream_timeout: Seconds = 60.0
-    stream_stall: Seconds = 4.0
-
-    @field_validator("memory")
-    @classmethod
-    def _enough(cls, memory: int) -> int:
-        if memory < MEMORY_LEAST:
-            raise ValueError(f"must be at least {MEMORY_LEAST // 10**6}MB")
-        return memory
-
-
-Backend = Annotated[Vllm | Emulated | DuckDb, Field(discriminator="name")]
-
-
 class Engines(Part):
     """How many engines a pool has: at least, at the start, at most. A pool fills in what the file leaves out."""
 
@@ -257,7 +191,7 @@ class Pool(Part):
     def _fill(cls, engines: Engines, info: ValidationInfo) -> Engines:
         """Attached servers are all used from the start; others begin with as few as are allowed."""
         backend = info.data.get("backend")
-        attached = len(backend.attach) if isinstance(backend, Vllm) else 0
+        attached = len(backend.attach or ()) if isinstance(backend, Vllm) else 0
         least = max(engines.min, 1)
         most = engines.max or attached or max(engines.start, least)
         return Engines(min=engines.min, start=engines.start or (most if attached else least), max=most)

@@ -17,6 +17,7 @@ import orjson
 from backends.base import BackendError, Request
 from gateway.answers import cut_short
 from gateway.attempts import Attempt, begun
+from gateway.backendspecs import DuckDb
 from gateway.columns import Columns
 from gateway.intake import Asked, Intake
 from gateway.openai.errors import bad_request, interrupted, not_found, timeout, unavailable
@@ -26,7 +27,6 @@ from gateway.question import Question
 from gateway.recall import Recall
 from gateway.rows import Bounds, Rows, streamed
 from gateway.runtime import Runtime
-from gateway.settings import DuckDb
 from gateway.spare import Spare
 from gateway.verdicts import FATES, Answer, last, refusal, whole
 from policies.calls import Call, Outcome, Source

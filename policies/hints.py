@@ -15,7 +15,7 @@ from policies.sql_functions import FUNCTIONS
 TABLES: Final = "describe_tables, or GET /v1/databases/{db}/schema, tells the tables and their columns"
 
 _DESCRIBES: Final = (exp.Show, exp.Describe, exp.Summarize, exp.Pragma)
-_CALL_MOST: Final = 500
+_CALL_MOST: Final = 200
 # Of the session and the server: no name is near one of these.
 _SESSION: Final = frozenset(
     {

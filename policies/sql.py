@@ -15,7 +15,7 @@ The caller executes `Statement.canonical`, never the text it was given, so what 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -33,6 +33,9 @@ from policies.sql_functions import FUNCTIONS, READ_AS, TABLE_FUNCTIONS, UNSTABLE
 
 MAX_BYTES: Final = 20_000
 _TRANSLATED_MOST: Final = 5 * MAX_BYTES
+
+Instead = Callable[[str, str], str]
+"""What to write instead of a function, by its name and its whole call."""
 
 Refusal = Literal["syntax", "refused", "too_long", "too_complex"]
 
@@ -106,6 +109,11 @@ def read_statement(
         text = _unfenced(text)
     if dialect not in DIALECTS:
         raise SqlRefused(f"the dialect {dialect[:40]!r} is unknown: use {', '.join(DIALECTS)}", "refused")
+    others = DIALECTS[1:] if dialect == "duckdb" else ()
+    return _read(text, dialect, parameters, schema, lambda name, call: other_function(name, call, others, _runs))
+
+
+def _read(text: str, dialect: str, parameters: bool, schema: Schema | None, instead: Instead) -> Statement:
     try:
         root, source = _parse(text, dialect), text
         names: tuple[str, ...] = ()
@@ -114,7 +122,7 @@ def read_statement(
         if dialect != "duckdb":
             root, source = _translate(root, text, dialect, schema)
         nodes = list(root.walk())
-        _check(nodes, source, DIALECTS[1:] if dialect == "duckdb" else (), parameters=parameters)
+        _check(nodes, source, instead, parameters=parameters)
         deterministic = not any(_is_unstable(node) for node in nodes)
         tables, unlimited = _tables(root, nodes), _is_unlimited(root)
         _fold_names(nodes)
@@ -211,21 +219,21 @@ def _check_kinds(nodes: Iterable[exp.Expr]) -> None:
             raise SqlRefused(f"{node.key.upper()} is not allowed in a query{instead_of(node)}", "refused")
 
 
-def _check(nodes: Sequence[exp.Expr], source: str, others: Sequence[str], *, parameters: bool) -> None:
-    """`others`: the dialects that the text of the `nodes` may have been meant to be in."""
+def _check(nodes: Sequence[exp.Expr], source: str, instead: Instead, *, parameters: bool) -> None:
+    """`source`: the text of the nodes."""
     _check_kinds(nodes)
     for node in nodes:
         if isinstance(node, PARAMETERS) and not parameters:
             raise SqlRefused("parameters need values beside the statement: none are given", "refused")
         if isinstance(node, exp.Func):
-            _check_function(node, source, others)
+            _check_function(node, source, instead)
         elif isinstance(node, exp.Table):
             _check_table(node)
         elif isinstance(node, exp.Column) and not node.table and node.name.lower() in _SESSION_WORDS:
             raise SqlRefused(f"{node.name.lower()} is not available", "refused")
 
 
-def _check_function(node: exp.Func, source: str, others: Sequence[str]) -> None:
+def _check_function(node: exp.Func, source: str, instead: Instead) -> None:
     if isinstance(node, _NAMED):
         allowed = node.name.lower() in FUNCTIONS or _is_table_function(node)
     else:
@@ -233,13 +241,12 @@ def _check_function(node: exp.Func, source: str, others: Sequence[str]) -> None:
     if not allowed:
         as_written, call = written(node, source)
         shown = as_written or _shown(node)
-        hint = other_function(shown, call, others, _runs)
-        raise SqlRefused(f"the function {shown[:60]} is not available{hint}", "refused")
+        raise SqlRefused(f"the function {shown[:60]} is not available{instead(shown, call)}", "refused")
 
 
 def _runs(text: str, dialect: str) -> bool:
     try:
-        read_statement(text, dialect=dialect, parameters=True)
+        _read(text, dialect, True, None, lambda _name, _call: "")
     except SqlRefused:
         return False
     return True

@@ -10,6 +10,7 @@ from typing import Any, Final
 import duckdb
 import orjson
 
+from backends.sql.keywords import KEYWORDS
 from backends.sql.places import Place, known_by_name, quoted
 
 SAMPLED_ROWS: Final = 10_000
@@ -203,7 +204,7 @@ def _names(names: Sequence[str]) -> str:
 
 def _name(name: str) -> str:
     """The name as a statement may write it, on one line whatever it holds."""
-    if name.isidentifier() and name.islower() and name.isascii():
+    if name.isidentifier() and name.islower() and name.isascii() and name not in KEYWORDS:
         return name
     return quoted("".join(char if char.isprintable() else ascii(char)[1:-1] for char in name))
 

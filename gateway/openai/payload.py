@@ -75,8 +75,8 @@ class Payload:
     @property
     def choices(self) -> int:
         """How many answers it asks for: `n` for each prompt."""
-        several = type(self.prompt) is list and type(self.prompt[0]) is not int
-        return self.n * len(self.prompt) if several else self.n
+        prompt = self.prompt
+        return self.n * len(prompt) if isinstance(prompt, list) and type(prompt[0]) is not int else self.n
 
 
 def parse(body: bytes, *, endpoint: Endpoint) -> Payload:

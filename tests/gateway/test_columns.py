@@ -12,6 +12,11 @@ from typing import Any
 
 import duckdb
 
+from gateway.access import Caller
+from gateway.columns import AGAIN_AFTER, Columns
+from gateway.identity import Identity
+from gateway.intake import Asked
+from gateway.verdicts import Answer, refusal
 from tests.gateway.support import Running, children, metric, running, settled, until, written
 
 PARSER = "backends.sql.parser"
@@ -111,6 +116,26 @@ async def test_a_database_that_is_gone_and_back_is_described_when_it_is_there(tm
         assert reply.status_code == 503
         path.with_name("new.duckdb").rename(path)
         assert (await row(up, 'SELECT "id" AS x FROM visits WHERE \'a\' = "a"'))[0] == [1]
+
+
+async def test_a_description_that_took_too_long_is_tried_again_after_a_while_and_one_that_failed_is_not() -> None:
+    now, said = 0.0, [Answer(status=504, body=b"{}", fate="timeout"), refusal("it is no database", "sql_error")]
+
+    async def describe(_: Asked, database: str) -> Answer:
+        return said.pop(0)
+
+    columns = Columns(describe, clock=lambda: now)
+    asked = Asked(caller=Caller(), identity=Identity(), request_id="r", run="r", arrived=0.0, raw_headers=())
+    for now in (0.0, AGAIN_AFTER - 1):  # noqa: B007 - the clock reads it
+        assert await columns.of(asked, "d", 1) is None
+        assert columns.at_hand("d", 1) == (True, None)
+        assert len(said) == 1
+    now = AGAIN_AFTER
+    assert columns.at_hand("d", 1) == (False, None)
+    for now in (AGAIN_AFTER, 1e9):  # noqa: B007
+        assert await columns.of(asked, "d", 1) is None
+        assert columns.at_hand("d", 1) == (True, None)
+    assert said == []
 
 
 async def test_a_database_that_takes_too_long_to_be_described_is_read_by_the_text_alone(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import EmulatedServer, serve
 from gateway.journal import blueprint_of, replay, steps
 from gateway.openai.splice import values
+from policies.artifacts import Artifact, Name
+from policies.events import Event
 from tests.backends.artifacts.conftest import RedisServer
 from tests.backends.artifacts.conftest import redis_server as redis_server  # noqa: PLC0414 - a fixture of here too
 from tests.gateway.rawhttp import connected, request
@@ -250,6 +252,32 @@ async def test_without_its_redis_it_is_recalled_all_the_same(tmp_path: Path) -> 
         assert said(replies[0]) == said(replies[1])
 
 
+async def test_what_was_computed_while_redis_was_asked_is_not_computed_again(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    asked, answer, first = asyncio.Event(), asyncio.Event(), itertools.count()
+    state = {"redis": redis_server.url, "timeout": "5s"}
+    async with serve(FAST, model=MODEL) as server, before(server.url, tmp_path, state=state) as up:
+        shared = up.gateway.state.artifacts.shared
+        assert shared is not None
+        find = shared.find
+
+        async def slow_once(name: Name) -> Artifact | None:
+            number, found = next(first), await find(name)
+            if not number:
+                asked.set()
+                await answer.wait()
+            return found
+
+        shared.find = slow_once  # type: ignore[method-assign]
+        waiting = asyncio.create_task(up.http.post(CHAT, json=exact()))
+        await asked.wait()
+        other = await up.http.post(CHAT, json=exact())
+        answer.set()
+        assert (cache(other), cache(await waiting)) == ("miss", "hit")
+        assert said(other) == said(await waiting)
+
+
 # --- what is not ----------------------------------------------------------------------------------------------
 
 CHUNK = b'data: {"id":"%d","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":null}]}\n\n'
@@ -318,6 +346,23 @@ async def test_what_is_no_whole_answer_or_too_large_a_one_is_passed_on_and_not_k
         assert len(engine.seen) == 2
         assert replies[0].content == replies[1].content.replace(b'"2"', b'"1"').replace(b"no 2", b"no 1")
         assert len(up.gateway.state.artifacts.memory.shelf) == 0
+
+
+async def test_an_answer_that_lacks_a_choice_is_not_kept(tmp_path: Path) -> None:
+    async def one(exchange: Exchange) -> None:
+        await exchange.pieces([CHUNK % 1, END % (1, b"stop"), DONE])
+
+    async def two(exchange: Exchange) -> None:
+        other = (END % (1, b"stop")).replace(b'"index":0', b'"index":1')
+        await exchange.pieces([CHUNK % 1, END % (1, b"stop"), other, DONE])
+
+    prompts = {"model": MODEL, "prompt": ["a", "b"], "temperature": 0, "stream": True}
+    async with recording(one) as engine, before(engine.url, tmp_path) as up:
+        for path, body in ((CHAT, exact(stream=True, n=2)), (TEXT, prompts)):
+            engine.answer = one
+            assert [cache(await up.http.post(path, json=body)) for _ in range(2)] == ["miss", "miss"]
+            engine.answer = two
+            assert [cache(await up.http.post(path, json=body)) for _ in range(2)] == ["miss", "hit"]
 
 
 async def cut(exchange: Exchange) -> None:
@@ -473,13 +518,15 @@ async def test_whoever_leaves_before_it_has_begun_takes_nobody_down(tmp_path: Pa
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_refusal_is_the_first_ones_own_and_the_others_go_on(tmp_path: Path, stream: bool) -> None:
-    both, gate = asyncio.Event(), Gate()
+async def test_a_refusal_is_the_first_ones_own_and_each_of_the_others_goes_on_by_itself(
+    tmp_path: Path, stream: bool
+) -> None:
+    all_there, gate, events = asyncio.Event(), Gate(), Counter[str]()
     gate.open.set()
 
     async def overloaded_once(exchange: Exchange) -> None:
         if len(engine.seen) == 1:
-            await both.wait()
+            await all_there.wait()
             await exchange.whole(b"{}", status=503)
         else:
             await gate(exchange)
@@ -488,14 +535,43 @@ async def test_a_refusal_is_the_first_ones_own_and_the_others_go_on(tmp_path: Pa
         recording(overloaded_once) as engine,
         before(engine.url, tmp_path, limits={"attempts": 1}) as up,
     ):
-        asking = [asyncio.create_task(up.http.post(CHAT, json=exact(stream=stream))) for _ in range(4)]
-        await until(calls(up, 4), "all of them")
-        both.set()
+        handle = up.gateway.runtime.handle
+
+        def counted(event: Event) -> None:
+            events[type(event).__name__] += 1
+            handle(event)
+
+        up.gateway.runtime.handle = counted  # type: ignore[method-assign]
+        asking = [asyncio.create_task(up.http.post(CHAT, json=exact(stream=stream))) for _ in range(6)]
+        await until(calls(up, 6), "all of them")
+        all_there.set()
         replies = await asyncio.gather(*asking)
-        assert Counter(reply.status_code for reply in replies) == {503: 1, 200: 3}
+        assert Counter(reply.status_code for reply in replies) == {503: 1, 200: 5}
         served = [reply for reply in replies if reply.status_code == 200]
-        assert Counter(map(cache, served)) in ({"miss": 1, "joined": 2}, {"miss": 1, "joined": 1, "hit": 1})
+        assert Counter(map(cache, served)) == {"miss": 5}
         assert len({said(reply) for reply in served}) == 1
+        assert len(engine.seen) == 6
+        assert events["Joined"] == 5, "nobody joins a second time, or many refusals would cost the square of them"
+
+
+async def test_an_engines_refusal_of_one_body_is_not_given_to_another_one(tmp_path: Path) -> None:
+    both = asyncio.Event()
+
+    async def strict(exchange: Exchange) -> None:
+        await both.wait()
+        if isinstance(exchange.seen.document.get("user"), int):
+            await exchange.whole(b'{"error":{"message":"user: not a string"}}', status=400)
+        else:
+            await exchange.whole(WHOLE % (1, b'"stop"'))
+
+    async with recording(strict) as engine, before(engine.url, tmp_path) as up:
+        first = asyncio.create_task(up.http.post(CHAT, json=exact(user=5)))
+        await until(calls(up, 1), "the first")
+        second = asyncio.create_task(up.http.post(CHAT, json=exact(user="five")))
+        await until(calls(up, 2), "both")
+        both.set()
+        replies = [await first, await second]
+        assert [(reply.status_code, cache(reply)) for reply in replies] == [(400, "miss"), (200, "miss")]
         assert len(engine.seen) == 2
 
 
@@ -536,6 +612,69 @@ async def test_whoever_comes_too_late_for_the_beginning_of_a_long_answer_begins_
         reply = await second
         assert (cache(first), cache(reply)) == ("miss", "miss")
         assert read == reply.content == CHUNK % 1 * 300 + END % (1, b"stop") + DONE
+
+
+async def test_who_begins_anew_is_joined_by_others_while_the_earlier_answer_goes_on(tmp_path: Path) -> None:
+    again, more = asyncio.Event(), asyncio.Event()
+
+    async def long(exchange: Exchange) -> None:
+        first = len(engine.seen) == 1
+        await exchange.head()
+        for _ in range(300 if first else 1):
+            await exchange.write(CHUNK % 1)
+        if first:
+            await again.wait()
+            await exchange.write(CHUNK % 2)
+        await more.wait()
+        await exchange.pieces([END % (1, b"stop"), DONE], started=True)
+
+    async with recording(long) as engine, before(engine.url, tmp_path, state={"value": "20kB"}) as up:
+        async with up.http.stream("POST", CHAT, json=exact(stream=True)) as first:
+            reading, read = first.aiter_raw(), b""
+            while read.count(b"Hi") < 300:
+                read += await anext(reading)
+            others = [asyncio.create_task(up.http.post(CHAT, json=exact(stream=True)))]
+            await until(lambda: len(engine.seen) == 2, "an attempt of its own")
+            again.set()
+            while read.count(b"Hi") < 301:
+                read += await anext(reading)
+            others.append(asyncio.create_task(up.http.post(CHAT, json=exact(stream=True))))
+            await until(calls(up, 3), "the third")
+            more.set()
+            await anext(reading)
+        assert [cache(await other) for other in others] == ["miss", "joined"]
+        assert len(engine.seen) == 2
+
+
+async def test_who_stands_still_in_a_long_answer_is_cut_off_for_those_who_wait(tmp_path: Path) -> None:
+    more = asyncio.Event()
+
+    async def long(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.write(CHUNK % 1)
+        await more.wait()
+        await exchange.pieces([*[b": %b\n\n" % (b"x" * 100_000)] * 150, END % (1, b"stop"), DONE], started=True)
+
+    sections = {"state": {"value": "20kB"}, "timeouts": {"idle": "1s"}}
+    async with (
+        recording(long) as engine,
+        before(engine.url, tmp_path, **sections) as up,
+        connected(up.url) as first,
+    ):
+        await first.send(sent())
+        await first.reader.readuntil(b"Hi")
+        joined = asyncio.create_task(up.http.post(CHAT, json=exact(stream=True)))
+        await until(calls(up, 2), "both")
+        more.set()
+        reply = await joined
+        assert (cache(reply), len(engine.seen)) == ("joined", 1)
+        assert (len(reply.content) > 15_000_000, reply.content.endswith(DONE)) == (True, True)
+        tail = b""
+        while b"stream_interrupted" not in tail:
+            piece = await first.reader.read(100_000)
+            assert piece, "the stream ended without a word"
+            tail = (tail + piece)[-200_000:]
+        assert b"read too slowly" in tail
 
 
 # --- who else asks models, and who hears of it ----------------------------------------------------------------

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.backendspecs import Emulated
 from gateway.config import Config, ConfigError, Override, PolicySpec, load
-from gateway.settings import Emulated
 
 GOOD = """\
 server:
@@ -121,9 +121,15 @@ MISTAKES = [
     ("name: vllm", "name: vlm",
      "13: pools.default.backend: nothing is named 'vlm' here (names: 'vllm', 'emulated', 'duckdb')"),
     ("name: vllm", "api_key: x", "13: pools.default.backend: needs a name, as in {name: vllm}"),
-    ("attach: [http://gpu-a:8000]", "launch: {gpus: 1}",
-     "15: pools.default.backend.launch: starting servers is not built yet; start them yourself and list their "
-     "addresses as attach"),
+    ("attach: [http://gpu-a:8000]", "launch: {gpus: 1.5}",
+     "15: pools.default.backend.launch.gpus: must be a share of one GPU, such as 0.5, or a whole number of them"),
+    ("attach: [http://gpu-a:8000]", "launch: {commnad: [vllm]}",
+     "15: pools.default.backend.launch.commnad: no such key (keys: command, model, args, env, gpus, devices, ready, "
+     "stagger, grace, logs)"),
+    ("attach: [http://gpu-a:8000]", "salt: true",
+     "13: pools.default.backend: needs attach, addresses of servers that run elsewhere, or launch, and not both"),
+    ("attach: [http://gpu-a:8000]", "attach: [http://gpu-a:8000]\n      launch: {}",
+     "13: pools.default.backend: needs attach, addresses of servers that run elsewhere, or launch, and not both"),
     ("[http://gpu-a:8000]", "[]", "15: pools.default.backend.attach: must not be empty"),
     ("[http://gpu-a:8000]", "http://gpu-a:8000",
      "15: pools.default.backend.attach: must be a list, not 'http://gpu-a:8000'"),
@@ -272,7 +278,7 @@ MISTAKES = [
      "36: workflows.nl2sql.edges[3].to: no edge can lead back to 'start'"),
     ("[http://gpu-a:8000]", "5", "15: pools.default.backend.attach: must be a list, not the number 5"),
     ("attach: [", "attatch: [",
-     "15: pools.default.backend.attatch: no such key (keys: name, attach, api_key, priority, salt)"),
+     "15: pools.default.backend.attatch: no such key (keys: name, attach, launch, api_key, priority, salt)"),
     ("sales: sales.duckdb", "sales: 5",
      "20: pools.warehouse.backend.databases.sales: must be a path, not the number 5"),
     ("  port: 8080", "  journal: [a]", "2: server.journal: must be a path, not a list"),

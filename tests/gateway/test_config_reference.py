@@ -11,10 +11,11 @@ import pytest
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
+from gateway.backendspecs import Emulated
 from gateway.blueprints import blueprint
 from gateway.config import PolicySpec, load
 from gateway.fields import Part
-from gateway.settings import Config, Emulated, Policies
+from gateway.settings import Config, Policies
 from gateway.yamlfile import plain
 from policies.catalog import make_all, parameters
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from backends.emulated.server import serve
 from gateway.openai.errors import ApiError, broken, refused
 from gateway.recall import Recall, Recalled
 from policies.calls import Call, Outcome
+from policies.events import Event
 from tests.gateway.shop import FAST
 from tests.gateway.support import Running, attached, running, settled, until, written
 
@@ -140,4 +142,22 @@ async def test_a_refusal_is_the_leaders_own_and_a_failure_is_everybodys(
                     await follower
             else:
                 assert (await follower).value == "own"
-        assert at.computed == (["leader"] if shared else ["leader", "f1"]), "one of those who waited leads the others"
+        assert at.computed == (["leader"] if shared else ["leader", "f1", "f2"])
+
+
+async def test_many_who_are_refused_together_cost_no_more_than_one_by_one(tmp_path: Path) -> None:
+    async with bench(tmp_path) as at:
+        events = Counter[str]()
+        handle = at.runtime.handle
+
+        def counted(event: Event) -> None:
+            events[type(event).__name__] += 1
+            handle(event)
+
+        at.runtime.handle = counted  # type: ignore[method-assign]
+        asked = [at.ask(f"c{number}") for number in range(20)]
+        await at.flying(19)
+        at.result.set_exception(refused("full", retry_after=1.0))
+        assert {type(one) for one in await asyncio.gather(*asked, return_exceptions=True)} == {ApiError}
+        assert events == {"Joined": 19, "Left": 19}
+        assert at.computed == [f"c{number}" for number in range(20)]

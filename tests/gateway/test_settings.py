@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from gateway.backendspecs import DuckDb, Emulated, Vllm
 from gateway.config import Config, PolicySpec, load
-from gateway.settings import DuckDb, Emulated, Policies, Pool, Vllm
+from gateway.settings import Policies, Pool
 
 GOOD = """\
 server: {max_body: 10MB}

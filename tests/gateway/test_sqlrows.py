@@ -139,13 +139,15 @@ async def test_a_result_is_kept_for_its_values_and_no_others(shared: Running) ->
 async def test_a_statement_may_be_in_another_dialect(shared: Running) -> None:
     reply = await query(shared, "SELECT `i` FROM `numbers` WHERE `i` = ?", params=[3], dialect="mysql")
     assert reply.json()["rows"] == [[3]]
+    reply = await query(shared, "SELECT COUNT(*), i::text FROM numbers WHERE i = 3 GROUP BY i", dialect="PostgreSQL")
+    assert [column["name"] for column in reply.json()["columns"]] == ["count", "i"]
     reply = await query(shared, "SELECT 1 AS x", dialect="klingon")
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "dialect")
     assert "duckdb, sqlite, postgres" in reply.json()["error"]["message"]
 
 
 async def test_the_pool_says_what_its_statements_are_written_in(tmp_path: Path) -> None:
-    async with numbers(tmp_path, dialect="mysql") as up:
+    async with numbers(tmp_path, dialect="MariaDB") as up:
         sql = "SELECT `i` FROM `numbers` WHERE `i` = 3"
         assert (await query(up, sql)).json()["rows"] == [[3]]
         assert (await query(up, sql, dialect="duckdb")).status_code == 400

@@ -12,6 +12,7 @@ import pytest
 
 from backends.sql.database import Database
 from backends.sql.describe import SAMPLE_MOST, SAMPLED_ROWS, describe
+from backends.sql.keywords import KEYWORDS
 from backends.sql.opened import Files
 from backends.sql.options import SqlOptions
 
@@ -138,3 +139,20 @@ def test_a_folder_of_parquet_files_is_described_like_tables(tmp_path: Path) -> N
 
 def test_an_empty_database_has_an_empty_text(cursor: duckdb.DuckDBPyConnection) -> None:
     assert described(cursor, samples=3) == {"database": "shop", "tables": [], "text": ""}
+
+
+def test_the_words_that_need_quotes_are_the_engines() -> None:
+    rows = duckdb.execute(
+        "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')"
+    ).fetchall()
+    assert {word for (word,) in rows} == KEYWORDS
+
+
+def test_every_name_of_a_description_can_be_written_as_it_stands_there() -> None:
+    with duckdb.connect() as connection:
+        for word in ("order", "both", "left", "plain", "Capital", "two words"):
+            connection.execute(f'CREATE TABLE "{word}" ("{word}" INTEGER)')
+        text = orjson.loads(describe(connection.cursor(), "d"))["text"]
+        for line in text.strip().splitlines():
+            table, column = line.partition(" INTEGER)")[0].split("(")
+            connection.execute(f"SELECT {column} FROM {table}")

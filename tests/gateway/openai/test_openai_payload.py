@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.openai.errors import ApiError
-from gateway.openai.payload import CONTAINERS_MOST, DENIED, ITEMS_MOST, MAX_DEPTH, Endpoint, denied, parse
+from gateway.openai.payload import (
+    CONTAINERS_MOST,
+    DENIED,
+    ITEMS_MOST,
+    MAX_DEPTH,
+    MEMBERS_MOST,
+    Endpoint,
+    denied,
+    parse,
+)
 
 USER = {"role": "user", "content": "hi"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [USER]}
@@ -90,6 +99,28 @@ def test_a_body_holds_so_many_objects_and_lists_and_no_more() -> None:
     known = 2  # the list of messages and its one message
     parse(encoded({**CHAT, "x": [[]] * (CONTAINERS_MOST - known - 1)}), endpoint="chat")
     assert str(CONTAINERS_MOST) in refusal(encoded({**CHAT, "x": [[]] * (CONTAINERS_MOST - known)})).message
+
+
+def test_a_body_holds_so_many_members_and_no_more() -> None:
+    fitting = CHAT | {f"x{number}": number for number in range(MEMBERS_MOST - len(CHAT))}
+    parse(encoded(fitting), endpoint="chat")
+    assert str(MEMBERS_MOST) in refusal(encoded({**fitting, "more": 1})).message
+
+
+@pytest.mark.parametrize(
+    ("body", "choices"),
+    [
+        (CHAT, 1),
+        (CHAT | {"n": 3}, 3),
+        ({"prompt": "one"}, 1),
+        ({"prompt": [1, 2, 3], "n": 2}, 2),
+        ({"prompt": ["one", "two"], "n": 2}, 4),
+        ({"prompt": [[1, 2], [3], [4]]}, 3),
+    ],
+)
+def test_as_many_choices_are_asked_for_as_it_says_for_each_prompt(body: dict[str, object], choices: int) -> None:
+    endpoint: Endpoint = "chat" if "messages" in body else "completions"
+    assert parse(encoded({"model": "m", **body}), endpoint=endpoint).choices == choices
 
 
 def test_a_prompt_of_token_ids_may_be_longer() -> None:

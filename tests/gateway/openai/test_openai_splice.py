@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.openai.splice import edit
+from gateway.openai.errors import ApiError
+from gateway.openai.payload import MEMBERS_MOST
+from gateway.openai.splice import edit, values
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,14 @@ def test_only_what_was_asked_for_changes(
 def test_a_body_without_a_change_is_the_same_object() -> None:
     body = b'{"model": "m"}'
     assert edit(body, {}, ["priority"]) is body
+
+
+def test_members_are_looked_at_one_by_one_only_where_there_are_not_too_many() -> None:
+    most = b'{"a":1' + b',"a":2' * (MEMBERS_MOST - 1)
+    assert values(most + b"}") == {"a": "2"}
+    for told_apart in (values, lambda body: edit(body, {"a": 3})):
+        with pytest.raises(ApiError, match=f"more than {MEMBERS_MOST} members"):
+            told_apart(most + b',"b":3}')
 
 
 KEYS = st.sampled_from(["model", "cache_salt", "workflow", "priority", "ü", "a b", 'q"', ""]) | st.text(max_size=3)

@@ -1,0 +1,116 @@
+"""What can be configured of a pool's engines, by their kind. `docs/configuration.md` says what each key means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from gateway.fields import (
+    Bytes,
+    BytesOrZero,
+    Count,
+    Dialect,
+    ExistingFileOrNone,
+    FilePath,
+    FilePathOrNone,
+    Flag,
+    List,
+    Map,
+    Named,
+    Number,
+    Part,
+    Seconds,
+    Text,
+    Url,
+    Whole,
+)
+
+MEMORY_LEAST = 16_000_000  # with half as much, a join of a small table already fails
+
+
+class Launch(Part):
+    """How the gateway starts a pool's servers."""
+
+    command: Annotated[List[Text], Field(min_length=1)] = ("vllm", "serve")
+    model: Text | None = None
+    args: List[Text] = ()
+    env: Map[str] = Field(default_factory=dict, repr=False)
+    gpus: Annotated[Number, Field(ge=0)] = 1.0
+    devices: List[Text] = ()
+    ready: Seconds = 600.0
+    stagger: Seconds | None = None
+    grace: Seconds = 10.0
+    logs: FilePathOrNone = None
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("must be a share of one GPU, such as 0.5, or a whole number of them")
+        return gpus
+
+
+class Vllm(Part):
+    """Servers that speak OpenAI's API: those that run elsewhere, or those that the gateway starts."""
+
+    name: Literal["vllm"]
+    attach: Annotated[List[Url], Field(min_length=1)] | None = None
+    launch: Launch | None = None
+    api_key: Text | None = Field(default=None, repr=False)
+    priority: Flag = True
+    salt: Flag = True
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.attach is None) == (self.launch is None):
+            raise ValueError("needs attach, addresses of servers that run elsewhere, or launch, and not both")
+        return self
+
+
+class Emulated(Part):
+    """Emulated engines, started by the gateway."""
+
+    name: Literal["emulated"]
+    script: ExistingFileOrNone = None
+    num_gpu_blocks: Count = 2048
+    block_size: Count = 16
+    max_num_seqs: Count = 64
+    max_model_len: Annotated[Whole, Field(ge=2)] = 32768
+    max_num_batched_tokens: Count = 2048
+    prefill_rate: Annotated[Number, Field(gt=0)] = 8000.0
+    decode_step: Seconds = 0.01
+    profile: ExistingFileOrNone = None
+    time_scale: Annotated[Number, Field(gt=0)] = 1.0
+    seed: Whole = 0
+    faults: Flag = False
+
+
+class DuckDb(Part):
+    """SQL worker processes over read-only DuckDB files."""
+
+    name: Literal["duckdb"]
+    databases: Annotated[Named[FilePath], Field(min_length=1)]
+    timeout: Seconds = 2.0
+    memory: Bytes = 512_000_000
+    max_rows: Count = 1000
+    max_bytes: Bytes = 1_000_000
+    cache: BytesOrZero = 64_000_000
+    samples: Annotated[Whole, Field(ge=0, le=20)] = 0
+    max_threads: Annotated[Whole, Field(ge=1, le=256)] = 1
+    ahead: Annotated[Whole, Field(ge=0)] = 2
+    dialect: Dialect = "duckdb"
+    max_stream_rows: Count = 10_000_000
+    max_stream_bytes: Bytes = 1_000_000_000
+    stream_timeout: Seconds = 60.0
+    stream_stall: Seconds = 4.0
+
+    @field_validator("memory")
+    @classmethod
+    def _enough(cls, memory: int) -> int:
+        if memory < MEMORY_LEAST:
+            raise ValueError(f"must be at least {MEMORY_LEAST // 10**6}MB")
+        return memory
+
+
+Backend = Annotated[Vllm | Emulated | DuckDb, Field(discriminator="name")]

@@ -1,0 +1,57 @@
+"""A pool whose servers the gateway starts: it serves, grows, shrinks, replaces what dies, leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tests.gateway.support import CHAT, MODEL, Running, chat, children, running, until, written
+
+ADAPTER = (
+    "import os, sys; os.execv(sys.executable,"
+    f" [sys.executable, '-m', 'backends.emulated', '--model', '{MODEL}', '--port', sys.argv[-1]])"
+)
+"""An emulated engine in the place of a vLLM server: it takes the port and no other option."""
+TOKEN = {"Authorization": "Bearer admin"}
+
+
+def launched(folder: Path, most: int = 3) -> str:
+    launch = {"command": [sys.executable, "-c", ADAPTER], "gpus": 0, "grace": "1s", "logs": str(folder / "logs")}
+    pool = {"model": MODEL, "backend": {"name": "vllm", "launch": launch}, "engines": {"min": 1, "max": most}}
+    return written({"default": pool}, admin={"token": "admin"})
+
+
+def ready(up: Running) -> list[str]:
+    return [engine.name for engine in up.gateway.runtime.dispatcher.fleet if engine.status == "ready"]
+
+
+def servers() -> set[int]:
+    return children("backends.keeper")
+
+
+async def test_servers_are_started_used_scaled_and_ended(tmp_path: Path) -> None:
+    before = servers()
+    async with running(tmp_path, launched(tmp_path)) as up:
+        assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
+        for wanted in (3, 1):
+            reply = await up.http.post("/admin/pools/default/scale", json={"engines": wanted}, headers=TOKEN)
+            assert reply.status_code == 200
+            await until(lambda wanted=wanted: len(ready(up)) == wanted, f"{wanted} engines")  # type: ignore[misc]
+        assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
+        await until(lambda: len(servers() - before) == 1, "one server")
+        assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [f"default-{n}.log" for n in range(3)]
+    assert servers() == before
+
+
+async def test_a_server_that_dies_is_replaced(tmp_path: Path) -> None:
+    before = servers()
+    async with running(tmp_path, launched(tmp_path, most=1)) as up:
+        (keeper,) = servers() - before
+        (first,) = ready(up)
+        (server,) = children("backends.emulated", parent=keeper)
+        os.kill(server, signal.SIGKILL)
+        await until(lambda: ready(up) not in ([first], []), "another engine")
+        assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
+    assert servers() == before
