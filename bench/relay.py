@@ -31,7 +31,8 @@ async def main(calls: int, profile: str | None) -> None:
     tell(f"machine: {machine()}")
     # A step of 4 ms: the events of a stream come one by one, as from a real engine.
     options = EmulatedOptions(decode_step=0.004, decode_sequence=0.0, prefill_rate=1e7, max_num_seqs=256)
-    async with site(options, python=python) as up, aiohttp.ClientSession() as session:
+    headers = {"content-type": "application/json"}
+    async with site(options, python=python) as up, aiohttp.ClientSession(headers=headers) as session:
         for name, data in KINDS.items():
             await many(session, up.url, data, 50)
             await report(session, up, name, data, calls)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from gateway.openai.errors import ApiError, shown
+from gateway.openai.errors import ApiError, misdirected, shown
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ADDRESS = rb"[0-9.]+|\[[0-9a-f:.]+\]"
@@ -29,7 +29,7 @@ class Hosts:
         if host is not None and self._host(host) is None:
             name = shown(host.decode("latin-1"))
             message = f"Host: this gateway is not called '{name}' (server.allowed_hosts, or use an API key)"
-            raise ApiError(message, code="misdirected_request", param="Host")
+            raise misdirected(message)
         if origin is not None and self._origin(origin) is None and not _same(host, origin):
             name = shown(origin.decode("latin-1"))
             message = f"Origin: pages of '{name}' may not ask here (server.allowed_hosts, or use an API key)"

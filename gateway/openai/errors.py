@@ -121,6 +121,11 @@ def forbidden(message: str = "this API key may not do that") -> ApiError:
     return ApiError(message, code="permission_denied")
 
 
+def misdirected(message: str) -> ApiError:
+    """421, for a host that this gateway is not."""
+    return ApiError(message, code="misdirected_request", param="Host")
+
+
 def not_found(what: str, name: str, known: Collection[str] = ()) -> ApiError:
     """404 for a `what` (model, workflow, stage, pool, engine, database; else a plain `not_found`) of this name.
 

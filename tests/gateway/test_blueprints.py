@@ -56,7 +56,7 @@ def lenders(folder: Path, layout: str | None) -> dict[str, tuple[str, ...]]:
         "keeper": llm(lends_to=[]),
         "small": llm("another"),
         "sql": shop.warehouse(folder),
-        "sql2": shop.warehouse(folder),
+        "sql2": shop.warehouse(folder, databases={"other": str(folder / "shop.duckdb")}),
     }
     policies = {"layout": layout} if layout else {}
     return {name: spec.lenders for name, spec in plan(folder, pools, policies=policies).pools.items()}
@@ -274,7 +274,7 @@ def test_a_policy_that_does_not_exist_is_one_line_with_file_line_and_path(
 
 def test_the_reference_configuration_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(ROOT / "config.yaml")]) == 0
-    assert capsys.readouterr().out.endswith("config.yaml: ok (5 pools, 1 workflows)\n")
+    assert capsys.readouterr().out.endswith("config.yaml: ok (5 pools, 1 workflow)\n")
 
 
 def test_check_looks_at_the_configuration_beside_it_as_serve_does(

@@ -27,6 +27,7 @@ MADE: list[tuple[Callable[[], ApiError], int, str, str]] = [
     (lambda: errors.wrong_method("PUT", ["POST"]), 405, "invalid_request_error", "method_not_allowed"),
     (lambda: errors.timeout("m", code="request_timeout"), 408, "timeout_error", "request_timeout"),
     (lambda: errors.too_large(10), 413, "invalid_request_error", "request_too_large"),
+    (lambda: errors.misdirected("m"), 421, "invalid_request_error", "misdirected_request"),
     (lambda: errors.refused("m", retry_after=1), 429, "rate_limit_error", "rate_limit_exceeded"),
     (errors.headers_too_large, 431, "invalid_request_error", "headers_too_large"),
     (errors.internal, 500, "server_error", "internal_error"),
