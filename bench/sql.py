@@ -359,8 +359,8 @@ def exchange(size: int) -> bytes:
 
 
 def message(what: str, body: bytes) -> bytes:
-    head = f"{what} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    head = f"{what} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
 
 
 async def main(rounds: int) -> None:
