@@ -157,4 +157,4 @@ def test_among_thousands_of_tables_a_name_that_is_none_costs_little(tmp_path: Pa
         with pytest.raises(ApiError, match="no table named"):
             chosen(described, [wanted])
         best = min(best, time.thread_time() - began)
-    assert best < 0.01, "with every table compared it takes a fifth of a second"
+    assert best < 0.05, "with every table compared it takes a fifth of a second"
