@@ -257,7 +257,7 @@ async def test_clients_that_read_nothing_give_their_workers_to_others_who_wait(t
         assert busy(up) == 2
         began = time.monotonic()
         assert (await query(up, "SELECT 7 AS x")).json()["rows"] == [[7]]
-        assert 0.5 < time.monotonic() - began < 6
+        assert 0.5 < time.monotonic() - began < 15  # of the 60 that a stream may take
         told = [asyncio.create_task(slow.reader.read()) for slow in (one, other)]
         await until(lambda: any(task.done() for task in told), "the end of a stream")
         said = next(task.result() for task in told if task.done())[-1000:]

@@ -93,7 +93,7 @@ def test_runs_and_tenants_without_end_cost_a_dispatcher_no_memory() -> None:
     desk = a_desk(limits=Limits(runs=500, run_idle=60.0))
     handle, runs = desk.dispatcher.handle, desk.dispatcher.runs
     answered = Outcome(fate="ok", source="cache")
-    for number in range(100_000):
+    for number in range(30_000):
         name = str(number)
         call = Call(id="c", pool="p", run=name, tenant=name, arrived=0.0)
         handle(Recalled(call=call, outcome=answered), 0.0)

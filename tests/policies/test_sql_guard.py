@@ -212,8 +212,11 @@ def _calls() -> list[str]:
     return texts + [f"select * from {name}({some})" for name in sorted(engine | parser) for some in arguments[:3]]
 
 
-def test_the_engine_finds_no_function_in_a_canonical_text_that_is_not_on_the_list() -> None:
+def test_the_engine_finds_no_function_in_a_canonical_text_that_is_not_on_the_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The list is kept by names as the parser knows them; this is the engine's own reading of what came out."""
+    monkeypatch.setattr("policies.sql.other_function", lambda *_: "")  # what refusals advise is not asked here
     accepted: list[str] = []
     for text in _calls():
         try:
