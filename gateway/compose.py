@@ -86,14 +86,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     intake = Intake(config=config, directory=directory, clock=clock, named=metrics.named)
     parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
     houses = advances.watching(_warehouses(config, parsers))
-    total = config.timeouts.total
-    spare = Spare(runtime=runtime, graphs=plan.workflows)
-    desk = Desk(
-        runtime=runtime, intake=intake, warehouses=houses, spare=spare, count=metrics.sql_answered, total=total
-    )
-    ahead = Ahead(
-        config=config, runtime=runtime, desk=desk, warehouses=houses, advances=advances, graphs=plan.workflows
-    )
+    desk, ahead = _sql(config, plan, runtime, houses, intake=intake, metrics=metrics, advances=advances)
     door = Door(counts=metrics, limits=config.limits, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
     artifacts = _artifacts(config, metrics)
@@ -124,6 +117,30 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     )
     metrics.refresh = gateway.measure
     return gateway
+
+
+def _sql(
+    config: Config,
+    plan: Blueprint,
+    runtime: Runtime,
+    houses: Mapping[str, Warehouse],
+    *,
+    intake: Intake,
+    metrics: Metrics,
+    advances: Advances,
+) -> tuple[Desk, Ahead]:
+    """What takes statements in, and what runs some of them ahead of their calls."""
+    graphs = plan.workflows
+    desk = Desk(
+        runtime=runtime,
+        intake=intake,
+        warehouses=houses,
+        spare=Spare(runtime=runtime, graphs=graphs),
+        count=metrics.sql_answered,
+        total=config.timeouts.total,
+    )
+    ahead = Ahead(config=config, runtime=runtime, desk=desk, warehouses=houses, advances=advances, graphs=graphs)
+    return desk, ahead
 
 
 def _mcp(config: Config, *, intake: Intake, desk: Desk, door: Door) -> McpApi | None:

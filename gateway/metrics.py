@@ -6,7 +6,7 @@ Every label takes its values from the configuration or from a fixed list: a clie
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -22,82 +22,59 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.refresh: Callable[[], None] = lambda: None
-        own = self.registry
-        self._requests = Counter("cortex_requests_total", "Requests answered.", ["endpoint", "status"], registry=own)
-        self._cancelled = Counter(
-            "cortex_cancellations_total", "Requests whose client left first.", ["endpoint"], registry=own
-        )
-        self._seconds = Histogram(
-            "cortex_request_seconds", "Time of a request.", ["endpoint"], buckets=_SECONDS, registry=own
-        )
-        self._queue = Histogram(
-            "cortex_queue_seconds", "Wait of a call for its engine.", ["pool"], buckets=_SECONDS, registry=own
-        )
-        self._slack = Histogram(
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self._requests = counter("cortex_requests_total", "Requests answered.", ["endpoint", "status"])
+        self._cancelled = counter("cortex_cancellations_total", "Requests whose client left first.", ["endpoint"])
+        self._seconds = histogram("cortex_request_seconds", "Time of a request.", ["endpoint"], buckets=_SECONDS)
+        self._queue = histogram("cortex_queue_seconds", "Wait of a call for its engine.", ["pool"], buckets=_SECONDS)
+        self._slack = histogram(
             "cortex_slack_at_dispatch_seconds",
             "Slack of a call's run when it was sent.",
             ["pool"],
             buckets=(-60, -30, -10, -5, -2, -1, 0, 1, 2, 5, 10, 30, 60),
-            registry=own,
         )
-        self._ended = Counter(
-            "cortex_calls_total", "Calls ended, by outcome and source.", ["outcome", "source"], registry=own
+        self._ended = counter("cortex_calls_total", "Calls ended, by outcome and source.", ["outcome", "source"])
+        self._attempts = counter("cortex_attempts_total", "Attempts sent.", ["pool"])
+        self._failures = counter("cortex_attempt_failures_total", "Attempts failed.", ["reason"])
+        self._refusals = counter("cortex_refusals_total", "Calls let go unserved.", ["reason"])
+        self._identity = counter("cortex_identity_total", "Calls by what named them.", ["source"])
+        self._sql = counter("cortex_sql_answers_total", "SQL answers by where from.", ["cache"])
+        self._ahead = counter("cortex_sql_ahead_total", "SQL ahead of its call.", ["fate"])
+        self._saved = counter("cortex_sql_ahead_saved_seconds_total", "Seconds by which SQL was ahead of its call.")
+        self._completions = counter(
+            "cortex_completion_lookups_total", "Completions by where from.", ["pool", "cache"]
         )
-        self._attempts = Counter("cortex_attempts_total", "Attempts sent.", ["pool"], registry=own)
-        self._failures = Counter("cortex_attempt_failures_total", "Attempts failed.", ["reason"], registry=own)
-        self._refusals = Counter("cortex_refusals_total", "Calls let go unserved.", ["reason"], registry=own)
-        self._identity = Counter("cortex_identity_total", "Calls by what named them.", ["source"], registry=own)
-        self._sql = Counter("cortex_sql_answers_total", "SQL answers by where from.", ["cache"], registry=own)
-        self._ahead = Counter("cortex_sql_ahead_total", "SQL ahead of its call.", ["fate"], registry=own)
-        self._saved = Counter(
-            "cortex_sql_ahead_saved_seconds_total", "Seconds by which SQL was ahead of its call.", registry=own
+        self._completions_saved = counter("cortex_completion_saved_seconds_total", "Engine time not taken.", ["pool"])
+        self._lookups = counter("cortex_artifact_lookups_total", "Artifacts looked up.", ["tier", "result"])
+        self._evictions = counter("cortex_artifact_evictions_total", "Artifacts let go for others.")
+        self._redis = counter("cortex_redis_failures_total", "Questions without answer.", ["reason"])
+        self.artifacts = gauge("cortex_artifacts", "Artifacts in memory.")
+        self.artifact_bytes = gauge("cortex_artifact_bytes", "Their size.")
+        self.state_readers = gauge("cortex_state_readers", "Streams of events that are read.")
+        self.engines = gauge("cortex_engines", "Engines of a pool.", ["pool", "state"])
+        self.waiting = gauge("cortex_waiting_calls", "Calls in a pool's queue.", ["pool"])
+        self.running = gauge("cortex_running_calls", "Calls in a pool's engines.", ["pool"])
+        self.work = gauge("cortex_committed_work_tokens", "Committed work of a pool.", ["pool"])
+        self.kv = gauge("cortex_engine_kv_use_ratio", "KV in use, as the engine says.", ["engine"])
+        self.budget = gauge("cortex_engine_budget_tokens", "Committed work that an engine may hold.", ["engine"])
+        self.on_loan = gauge("cortex_engine_on_loan_tokens", "Committed work of other pools' calls.", ["engine"])
+        self.pressure = gauge("cortex_engine_pressure_ratio", "Share of an engine's time for prompts.", ["engine"])
+        self.prefix = gauge("cortex_engine_prefix_tokens", "Tokens that an engine is believed to hold.", ["engine"])
+        self.gate_window = gauge(
+            "cortex_gate_window", "Runs that may be under way; tokens of their contexts (pause_restore)."
         )
-        self._completions = Counter(
-            "cortex_completion_lookups_total", "Completions by where from.", ["pool", "cache"], registry=own
-        )
-        self._completions_saved = Counter(
-            "cortex_completion_saved_seconds_total", "Engine time not taken.", ["pool"], registry=own
-        )
-        self._lookups = Counter(
-            "cortex_artifact_lookups_total", "Artifacts looked up.", ["tier", "result"], registry=own
-        )
-        self._evictions = Counter("cortex_artifact_evictions_total", "Artifacts let go for others.", registry=own)
-        self._redis = Counter("cortex_redis_failures_total", "Questions without answer.", ["reason"], registry=own)
-        self.artifacts = Gauge("cortex_artifacts", "Artifacts in memory.", registry=own)
-        self.artifact_bytes = Gauge("cortex_artifact_bytes", "Their size.", registry=own)
-        self.state_readers = Gauge("cortex_state_readers", "Streams of events that are read.", registry=own)
-        self.engines = Gauge("cortex_engines", "Engines of a pool.", ["pool", "state"], registry=own)
-        self.waiting = Gauge("cortex_waiting_calls", "Calls in a pool's queue.", ["pool"], registry=own)
-        self.running = Gauge("cortex_running_calls", "Calls in a pool's engines.", ["pool"], registry=own)
-        self.work = Gauge("cortex_committed_work_tokens", "Committed work of a pool.", ["pool"], registry=own)
-        self.kv = Gauge("cortex_engine_kv_use_ratio", "KV in use, as the engine says.", ["engine"], registry=own)
-        self.budget = Gauge(
-            "cortex_engine_budget_tokens", "Committed work that an engine may hold.", ["engine"], registry=own
-        )
-        self.on_loan = Gauge(
-            "cortex_engine_on_loan_tokens", "Committed work of other pools' calls.", ["engine"], registry=own
-        )
-        self.pressure = Gauge(
-            "cortex_engine_pressure_ratio", "Share of an engine's time for prompts.", ["engine"], registry=own
-        )
-        self.prefix = Gauge(
-            "cortex_engine_prefix_tokens", "Tokens that an engine is believed to hold.", ["engine"], registry=own
-        )
-        self.gate_window = Gauge(
-            "cortex_gate_window",
-            "Runs that may be under way; tokens of their contexts (pause_restore).",
-            registry=own,
-        )
-        self.gate_active = Gauge("cortex_gate_active", "Runs that the gate has let through.", registry=own)
-        self.gate_parked = Gauge("cortex_gate_parked", "Calls parked with their runs.", ["pool"], registry=own)
+        self.gate_active = gauge("cortex_gate_active", "Runs that the gate has let through.")
+        self.gate_parked = gauge("cortex_gate_parked", "Calls parked with their runs.", ["pool"])
         # A series by its labels, found once: the library looks it up slowly, and short requests feel that.
         self._request = cache(self._requests.labels)
         self._second = cache(self._seconds.labels)
         self._end = cache(self._ended.labels)
         self._name = cache(self._identity.labels)
         self._answer = cache(self._sql.labels)
-        self.runs = Gauge("cortex_runs", "Runs that are kept track of.", registry=own)
-        self.journal = Gauge("cortex_journal_dropped", "Journal steps that were not written.", registry=own)
+        self.runs = gauge("cortex_runs", "Runs that are kept track of.")
+        self.journal = gauge("cortex_journal_dropped", "Journal steps that were not written.")
 
     def watch(self, event: Event, actions: list[Action]) -> None:
         """Count what the dispatcher was told and decided."""

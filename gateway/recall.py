@@ -25,7 +25,7 @@ KeyIn_contra = TypeVar("KeyIn_contra", bound=Hashable, contravariant=True)
 
 
 class Kept(Protocol[KeyIn_contra, T]):
-    """Where answers are kept: bounded, least recently used first to go."""
+    """Where answers are kept, within bounds."""
 
     def get(self, key: KeyIn_contra) -> T | None: ...
 

@@ -66,6 +66,10 @@ class Warehouse:
     current: Callable[[Hashable], bool]
     """Whether the data that a key stands for are still there."""
 
+    def rows(self, limit: int | None) -> int:
+        """How many rows of a whole result are given to who asks for so many."""
+        return min(limit or self.settings.max_rows, self.settings.max_rows)
+
 
 class _Answers:
     """Results kept as bytes, each behind its fate and a line feed, seen as answers."""
@@ -111,7 +115,7 @@ class _Job:
         return made
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Ready:
     """A statement that may run: as it was written, where, as which call, and with which values of its parameters."""
 
@@ -210,15 +214,8 @@ class Desk:
         except Misfit:
             return None
         call = self._intake.sql_call(asked, house.pool, question.sql)
-        ready = _Ready(
-            written=question.sql,
-            house=house,
-            database=database,
-            call=call,
-            statement=statement,
-            values=values,
-        )
-        key = ready.key(asked.caller.tenant, min(question.limit or house.settings.max_rows, house.settings.max_rows))
+        ready = _Ready(question.sql, house, database, call, statement, values)
+        key = ready.key(asked.caller.tenant, house.rows(question.limit))
         answer = self._recalls[house.pool].at_hand(key, call)
         if answer is not None:
             self._count("hit")
@@ -228,7 +225,7 @@ class Desk:
         self, asked: Asked, ready: _Ready, limit: int | None, report: Callable[[float], None] | None
     ) -> Answer:
         house = ready.house
-        rows = min(limit or house.settings.max_rows, house.settings.max_rows)
+        rows = house.rows(limit)
         job = ready.job("/sql/query", rows, house.settings.max_bytes, report)
         if not ready.statement.deterministic:
             self._count("bypass")
@@ -266,14 +263,7 @@ class Desk:
         except BackendError as error:
             raise unavailable(f"SQL cannot be read now: {error}", retry_after=error.retry_after or 1.0) from error
         else:
-            return _Ready(
-                written=question.sql,
-                house=house,
-                database=database,
-                call=call,
-                statement=statement,
-                values=values,
-            )
+            return _Ready(question.sql, house, database, call, statement, values)
         self._count("refused")
         self._runtime.recalled(call, _outcome(answer, "cache"))
         return answer
