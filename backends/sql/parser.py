@@ -1,4 +1,7 @@
-"""Reads statements in a helper process: a hostile text can hold a core for seconds or exhaust the C stack."""
+"""Reads statements in a helper process: a hostile text can hold a core for seconds or exhaust the C stack.
+
+The process is `backends.sql.reading`.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,14 @@ import orjson
 
 from backends.base import BackendError
 from backends.sql.process import Child
-from backends.sql.serving import Part, Service, serve
 from backends.sql.turns import Turns
-from policies.dialects import Known, Schema
-from policies.sql import SqlRefused, Statement, check_text, read_statement
+from policies.dialects import Known
+from policies.sql import SqlRefused, Statement, check_text
 
 WAITING_MOST: Final = 512
 """Texts that wait to be read. An honest one takes 1 to 5 ms, so the last of them waits for a second or two."""
 
 _START: Final = 20.0
-_WARMING: Final = "SELECT a.b, count(*) FROM t AS a JOIN s USING (c) WHERE d = 'e' GROUP BY 1 ORDER BY 2 LIMIT 3"
-"""Read before the first text, which would take thirty times as long as the second otherwise."""
 _BUSY: Final = 10
 _HOPELESS: Final = (signal.SIGPROF, signal.SIGSEGV)
 """How a process ends by its text: its time is up, or its stack."""
@@ -145,7 +145,7 @@ class Parser:
         if self._child is not None and not self._child.alive:
             await self._drop()
         if self._child is None:
-            child = await Child.spawn(__name__, b"%f" % self._timeout, timeout=_START)
+            child = await Child.spawn("backends.sql.reading", b"%f" % self._timeout, timeout=_START)
             self._child = child
             self._check_open()  # `aclose` may have come and gone meanwhile
         return self._child
@@ -171,53 +171,3 @@ def _closed() -> BackendError:
 
 def _too_complex() -> SqlRefused:
     return SqlRefused("the statement is too complex to be read", "too_complex")
-
-
-class Reading:
-    """What the helper process does. A text that takes more of its time than `timeout` seconds ends it."""
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._schemas: dict[str, Schema] = {}
-
-    def handle(self, request: bytes, _part: Part = lambda _part: None) -> bytes:
-        text, dialect, parameters, *more = orjson.loads(request)
-        schema = self._schema(*more) if more else None
-        signal.setitimer(signal.ITIMER_PROF, self._timeout)
-        try:
-            statement = read_statement(text, dialect=dialect, parameters=parameters, schema=schema)
-        except SqlRefused as refusal:
-            return orjson.dumps({"refused": str(refusal), "code": refusal.code})
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0.0)
-        return orjson.dumps(
-            {
-                "canonical": statement.canonical,
-                "tables": sorted(statement.tables),
-                "deterministic": statement.deterministic,
-                "unlimited": statement.unlimited,
-                "parameters": statement.parameters,
-            }
-        )
-
-    def _schema(self, database: str, schema: Schema | None) -> Schema:
-        """That of a database, which is sent when it is another than before."""
-        if schema is not None:
-            self._schemas[database] = schema
-        return self._schemas[database]
-
-    def begin(self) -> None:
-        """Nothing is left of the request before."""
-
-    def interrupt(self) -> None:
-        """Nothing: a read is short, and the parent kills what is not."""
-
-
-def start(configuration: bytes) -> Service:
-    reading = Reading(float(configuration))
-    read_statement(_WARMING)
-    return reading
-
-
-if __name__ == "__main__":
-    serve(start)

@@ -26,6 +26,8 @@ from backends.sql.serving import LENGTH, PART, READY
 
 MAX_FRAME: Final = 64 * 1024 * 1024
 _AHEAD: Final = 64 * 1024
+_ENDING: Final = 1.0
+"""Seconds from the end of a child's last word to its own."""
 
 
 class _Line(asyncio.SubprocessProtocol):
@@ -206,6 +208,8 @@ class Child:
         if self._interrupts is not None:
             os.close(self._interrupts)
             self._interrupts = None
+        if self._line.closed:  # to kill what is ending may lose how it ended
+            await asyncio.wait([self._line.ended], timeout=_ENDING)
         with contextlib.suppress(ProcessLookupError):
             self._transport.kill()
         await asyncio.shield(self._line.ended)

@@ -175,6 +175,7 @@ def engine() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.untraced
 def test_the_step_time_of_a_running_engine_is_found(
     engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from gateway.intake import Asked
 from gateway.verdicts import Answer, refusal
 from tests.gateway.support import Running, children, metric, running, settled, until, written
 
-PARSER = "backends.sql.parser"
+PARSER = "backends.sql.reading"
 
 
 def _put(path: Path, *columns: str) -> None:

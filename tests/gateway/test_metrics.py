@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backends.emulated.options import EmulatedOptions
@@ -116,6 +117,7 @@ async def test_failures_refusals_and_clients_that_leave_are_counted(tmp_path: Pa
             assert states == {"ready": 1, "gone": 0}
 
 
+@pytest.mark.untraced
 async def test_no_client_can_make_new_series(tmp_path: Path) -> None:
     chance = random.Random(3)
 

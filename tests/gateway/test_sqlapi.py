@@ -439,6 +439,7 @@ async def test_a_killed_worker_fails_its_statement_alone_and_is_replaced(tmp_pat
         assert await runs(up) == 2
 
 
+@pytest.mark.untraced
 async def test_workers_that_are_killed_again_and_again_fail_only_what_they_had_in_hand(tmp_path: Path) -> None:
     async with store(tmp_path, timeout="60s") as up:
         sql = "SELECT sum(a.i * b.i) + {} AS s FROM range(3000) AS a(i), range(3000) AS b(i)"
@@ -478,11 +479,11 @@ async def test_a_statement_has_so_much_time_with_its_wait_in_the_queue(tmp_path:
 async def test_while_statements_cannot_be_read_the_answer_is_503(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = children("backends.sql.parser")
+    before = children("backends.sql.reading")
     async with store(tmp_path) as up:
-        (reader,) = children("backends.sql.parser") - before
+        (reader,) = children("backends.sql.reading") - before
         os.kill(reader, 9)
-        await until(lambda: children("backends.sql.parser") == before, "the end of the reader")
+        await until(lambda: children("backends.sql.reading") == before, "the end of the reader")
         monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
         for _ in range(3):  # the first may still find the pipe open
             reply = await query(up, COUNT)

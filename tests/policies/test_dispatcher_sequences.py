@@ -25,6 +25,7 @@ moderately = settings(
 )
 
 
+@pytest.mark.untraced
 @moderately
 @given(any_life)
 def test_no_order_of_events_loses_or_doubles_anything(ops: list[Op]) -> None:
@@ -32,6 +33,7 @@ def test_no_order_of_events_loses_or_doubles_anything(ops: list[Op]) -> None:
     assert replayed(steps, a_dispatcher()) is None, "the same events gave other actions"
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
@@ -50,6 +52,7 @@ def test_under_any_layout_order_gate_and_budget_nothing_is_lost_doubled_passed_o
     assert replayed(steps, setting.dispatcher()) is None
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_long_life_under_any_layout_and_order_can_be_lived_again(layout: str, order: str) -> None:

@@ -166,6 +166,7 @@ def test_the_outlook_is_that_of_the_whole_workflow() -> None:
     assert expected(some_profiles(), at(workflow="")).outlook is None
 
 
+@pytest.mark.untraced
 def test_what_is_expected_is_what_happens() -> None:
     """Runs whose repairs fail the more often the more there were: what was expected of each call, and what came."""
     profiles, rng, number = some_profiles(), Random(21), 0

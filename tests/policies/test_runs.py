@@ -298,6 +298,7 @@ def test_how_long_runs_last_is_said_once_enough_have_ended() -> None:
 # --- bounds ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.untraced
 def test_run_ids_without_end_cost_neither_memory_nor_time() -> None:
     runs = some_runs(limit=1000)
     for number in range(20_000):

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,6 +50,7 @@ def runs(draw: st.DrawFn) -> list[RunPlan]:
     ]
 
 
+@pytest.mark.untraced
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(plans=runs(), trouble=st.lists(faults, max_size=3), retries=st.integers(0, 1))
 def test_every_call_comes_to_one_end(plans: list[RunPlan], trouble: list[Fault], retries: int) -> None:
@@ -69,6 +71,7 @@ def test_every_call_comes_to_one_end(plans: list[RunPlan], trouble: list[Fault],
     assert all(run.ended is not None for run in result.runs if run.id not in given_up and not result.refusals)
 
 
+@pytest.mark.untraced
 def test_a_result_does_not_hang_on_how_a_process_hashes_text() -> None:
     printed = {
         subprocess.run(

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import duckdb
+import pytest
 
 from gateway.app import create_app
 from tests.backends.sql.asked import gateway_over, query
@@ -21,6 +22,7 @@ CLIENTS = 16
 BOTH = "SELECT one.version, other.version FROM one JOIN other USING (id) WHERE id % {} = 0 GROUP BY ALL"
 
 
+@pytest.mark.untraced
 async def test_no_answer_mixes_two_versions_of_the_data_and_none_is_of_one_that_is_gone(
     tmp_path: Path,
 ) -> None:

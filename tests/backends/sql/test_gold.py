@@ -67,6 +67,7 @@ def load(dump: Path, path: Path) -> Path:
     return path
 
 
+@pytest.mark.untraced
 async def test_all_gold_queries_that_duckdb_runs_give_the_same_rows_through_the_executor_kept_or_not(
     databases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ async def test_all_gold_queries_that_duckdb_runs_give_the_same_rows_through_the_
     assert kept > len(by_itself) / 2, "the others depend on the clock"
 
 
+@pytest.mark.untraced
 async def test_gold_in_postgresql_words_runs_where_it_is_said_to_be_in_them(
     databases: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ async def test_a_hostile_statement_ends_at_its_layer_and_leaves_nothing(
     else:
         layer = await stopped_by(engine, statement.canonical, unlimited=statement.unlimited)
     # Whether it has run out of memory by then, or comes to where it hears an interrupt, is a matter of the machine.
-    in_time = {"timeout", "process"} if hostile.layers & {"memory", "timeout", "process"} else set()
+    in_time = {"memory", "timeout", "process"} if hostile.layers & {"memory", "timeout", "process"} else set()
     assert layer in hostile.layers | in_time
     assert state(folder, scratch.parent) == before
 

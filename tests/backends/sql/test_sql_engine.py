@@ -137,13 +137,16 @@ async def test_a_description_is_the_same_text_for_the_same_data(engine: SqlEngin
 
 
 async def test_a_statement_that_takes_too_long_is_stopped_and_one_that_is_deaf_is_killed(
-    engine: SqlEngine, ask: Ask
+    engine: SqlEngine, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = engine.pid
     for sql, timeout, same in [(ENDLESS, None, True), (ENDLESS, 0.1, True), (DEAF, 0.2, False)]:
+        if same:  # a busy machine may take its time, and no kill is meant
+            monkeypatch.setattr("backends.sql.engine.GRACE", 10.0)
         started = time.monotonic()
         status, body = await ask(engine, sql=sql, timeout=timeout)
-        assert time.monotonic() - started < (timeout or 1.0) + 0.5
+        assert time.monotonic() - started < (timeout or 1.0) + 2.0
+        monkeypatch.undo()
         assert (status, body["error"]["code"]) == (504, "timeout")
         assert (await ask(engine, sql="SELECT 7"))[1]["rows"] == [[7]]
         assert (engine.pid == first) is same
@@ -183,8 +186,11 @@ async def test_a_worker_runs_one_statement_at_a_time(engine: SqlEngine, ask: Ask
     assert (await engine.report()).running == 0
 
 
-async def test_a_client_that_leaves_stops_its_statement(engine: SqlEngine, ask: Ask) -> None:
+async def test_a_client_that_leaves_stops_its_statement(
+    engine: SqlEngine, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for sql, same in [(ENDLESS, True), (DEAF, False)]:
+        monkeypatch.setattr("backends.sql.engine.GRACE", 10.0 if same else 0.25)
         child = engine.pid
         query = asyncio.create_task(ask(engine, sql=sql))
         await _working(engine)

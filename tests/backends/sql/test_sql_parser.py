@@ -12,7 +12,8 @@ import time
 import pytest
 
 from backends.base import BackendError
-from backends.sql.parser import WAITING_MOST, Parser, Reading
+from backends.sql.parser import WAITING_MOST, Parser
+from backends.sql.reading import Reading
 from policies.dialects import Known
 from policies.sql import SqlRefused, read_statement
 

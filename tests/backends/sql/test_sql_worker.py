@@ -237,7 +237,7 @@ async def test_a_child_that_cannot_be_started_or_ends_at_once_is_an_error(monkey
 
 
 async def test_a_child_that_does_not_keep_to_the_frames_is_broken() -> None:
-    child = await Child.spawn("backends.sql.parser", b"0.5", timeout=20)
+    child = await Child.spawn("backends.sql.reading", b"0.5", timeout=20)
     child._line.pipe_data_received(1, b"\xff\xff\xff\xff")
     with pytest.raises(BackendError) as error:
         await child.ask(b'["select 1", "duckdb"]', 5)
