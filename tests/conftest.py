@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
@@ -12,15 +13,27 @@ import pytest
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Leave a test that is marked so out of the coverage, which makes long computations three times as long."""
-    if item.get_closest_marker("untraced") is None:
+    """Leave out of the coverage what takes long because of it and adds nothing to it: computations of a test that is
+    marked `untraced`, and the processes of a gateway where they are not what is tested (`traced`)."""
+    untraced = item.get_closest_marker("untraced") is not None
+    aside = "gateway" in item.path.parts and item.get_closest_marker("traced") is None
+    with _without_trace(untraced), _without_variables(untraced or aside):
         return (yield)
+
+
+@contextmanager
+def _without_trace(wanted: bool) -> Iterator[None]:
     trace = sys.gettrace()
-    sys.settrace(None)
+    if wanted:
+        sys.settrace(None)
+    yield
+    if wanted:
+        sys.settrace(trace)
+
+
+@contextmanager
+def _without_variables(wanted: bool) -> Iterator[None]:
     with mock.patch.dict(os.environ):
-        for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):  # nor are its processes
+        for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG") if wanted else ():
             os.environ.pop(name, None)
-        try:
-            return (yield)
-        finally:
-            sys.settrace(trace)
+        yield

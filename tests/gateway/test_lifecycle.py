@@ -23,6 +23,8 @@ from gateway.cli import main
 from tests.gateway.shop import COUNT, warehouse
 from tests.gateway.support import MODEL, chat, children, until, written
 
+pytestmark = pytest.mark.traced
+
 CHAT = "/v1/chat/completions"
 START = 30.0
 """Seconds that a gateway may take to come up on a machine that is busy with other things."""
