@@ -3,9 +3,9 @@
     python -m bench.ahead [--turns N] [--clients N]
 
 An emulated engine writes a token every 20 ms. Between it and the gateway stands a tap that notes when the delta with
-a statement's closing quote passes; a statement has started when it is handed to its worker. All of this and the
-clients share one process and its loop, so what they cost each other is in the figures; the workers have their own.
-Every fifth client never asks for what its model has called: its statement ahead is wasted.
+a statement's closing quote passes; a statement has started when it is handed to its worker. Engine, tap and clients
+share one process, and the gateway has its own (`bench.noted`). Every fifth client never asks for what its model has
+called: its statement ahead is wasted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,15 +29,11 @@ import duckdb
 import orjson
 import uvloop
 
-from backends.base import Engine, EngineReport, Reply, Request
 from backends.emulated.options import EmulatedOptions
 from backends.emulated.script import read_script
 from backends.emulated.server import serve
-from bench.site import CHAT, MODEL, machine, tell
-from gateway.cli import read_config
-from gateway.compose import compose
-from gateway.gateway import Gateway
-from gateway.listening import listening
+from bench.noted import NUMBER
+from bench.site import CHAT, MODEL, address, machine, tell
 
 WORKERS = 2
 STEP = 0.02
@@ -49,7 +45,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "slow, a reason after it": (3000, "the sum of all pairs says whether the ranges are whole"),
 }
 """By name: the rows on each side of the statement's join, and what the model writes after the statement."""
-_NUMBER = re.compile(rb"SELECT (\d+) AS n")
+_SERIES = re.compile(r"^(cortex_sql_ahead_\S+) (\S+)", re.MULTILINE)
 _ARGUMENTS = re.compile(rb'"(?:name|arguments)":\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -115,35 +111,16 @@ class Tap:
             for text in _ARGUMENTS.findall(piece) if look else ():
                 said = orjson.loads(text).encode()
                 arguments = b"" if said == b"execute_sql" else arguments + said
-                if arguments.count(b'"') >= 4 and (number := _NUMBER.search(arguments)):  # {"sql":"…"
+                if arguments.count(b'"') >= 4 and (number := NUMBER.search(arguments)):  # {"sql":"…"
                     self.notes.whole.setdefault(int(number[1]), time.perf_counter())
             writer.write(piece)
             await writer.drain()
         writer.close()
 
 
-class Noted:
-    """A worker, and when it is handed which statement."""
-
-    def __init__(self, engine: Engine, notes: Notes) -> None:
-        self._engine = engine
-        self._notes = notes
-
-    def open(self, request: Request) -> AbstractAsyncContextManager[Reply]:
-        if number := _NUMBER.search(request.body):
-            self._notes.started.setdefault(int(number[1]), time.perf_counter())
-        return self._engine.open(request)
-
-    async def report(self) -> EngineReport:
-        return await self._engine.report()
-
-    async def aclose(self) -> None:
-        await self._engine.aclose()
-
-
 @asynccontextmanager
-async def site(turns: list[Turn], *, ahead: int) -> AsyncIterator[tuple[Gateway, str, Notes]]:
-    """Engine, tap, workers and a gateway that runs so many statements ahead at once."""
+async def site(turns: list[Turn], *, ahead: int) -> AsyncIterator[tuple[str, Notes]]:
+    """Engine, tap, workers and a gateway that runs so many statements ahead at once. Its notes come in the end."""
     notes = Notes()
     entries = {f"number {turn.number}": turn.rules for turn in turns}
     script = read_script({"tasks": {"any": "TASK"}, "marker": "Question:", "entries": entries})
@@ -161,15 +138,21 @@ async def site(turns: list[Turn], *, ahead: int) -> AsyncIterator[tuple[Gateway,
             "warehouse": {"backend": store, "engines": {"min": WORKERS, "max": WORKERS}},
         }
         (folder / "config.yaml").write_text(json.dumps({"server": {"port": 0}, "pools": pools}))
-        gateway = await compose(read_config(folder / "config.yaml", {}))
-        url = await stack.enter_async_context(listening(gateway))
-        for name, worker in list(gateway.runtime.engines.items()):
-            if name.startswith("warehouse/"):
-                gateway.runtime.engines[name] = Noted(worker, notes)
-        gc.collect()
-        gc.freeze()  # as `cortex serve` does
-        stack.callback(gc.unfreeze)
-        yield gateway, url, notes
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bench.noted", str(folder / "config.yaml")),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            url = await address(process)
+            gc.collect()
+            gc.freeze()
+            yield url, notes
+        finally:
+            gc.unfreeze()
+            said, _ = await process.communicate(b"")  # which ends its input
+        notes.started = {int(number): at for number, at in orjson.loads(said).items()}
 
 
 async def clients(url: str, turns: list[Turn], tools: str, at_once: int) -> dict[int, float]:
@@ -204,14 +187,14 @@ async def main(count: int, at_once: int) -> bool:
     plan = {mode: [Turn(next(numbers), kind) for kind in KINDS for _ in range(count)] for mode in range(4)}
     tell(f"machine: {machine()}; a token every {STEP * 1000:g} ms, {at_once} client(s), {WORKERS} workers")
     taken: dict[int, dict[int, float]] = {}
-    async with site([*plan[0], *plan[1]], ahead=0) as (_, url, _notes):
+    async with site([*plan[0], *plan[1]], ahead=0) as (url, _):
         taken[0] = await clients(url, plan[0], "pass", at_once)
         taken[1] = await clients(url, plan[1], "intercept", at_once)
-    async with site([*plan[2], *plan[3]], ahead=WORKERS) as (gateway, url, notes):
+    async with site([*plan[2], *plan[3]], ahead=WORKERS) as (url, notes):
         taken[2] = await clients(url, plan[2], "ahead", at_once)
-        passed = fates(gateway)
+        passed = await fates(url)
         taken[3] = await clients(url, plan[3], "intercept", at_once)
-        both = fates(gateway)
+        both = await fates(url)
     tell(f"{'medians in ms, p99':<26}{'closing quote':>20}{'end of turn to rows,':>30}{'intercepted':>22}")
     tell(f"{'':<26}{'to start':>20}{'asked for by a client':>30}{'turn':>22}")
     tell(f"{'':<26}{'p50      p99':>20}{'waits     ahead   saved':>30}{'waits     ahead':>22}")
@@ -233,13 +216,14 @@ async def main(count: int, at_once: int) -> bool:
     return good
 
 
-def fates(gateway: Gateway) -> dict[str, float]:
+async def fates(url: str) -> dict[str, float]:
     """What became of the statements ahead so far. What is unused by now will not be used: all clients have asked."""
-    value = gateway.metrics.registry.get_sample_value
+    async with aiohttp.ClientSession() as session, session.get(url + "/metrics") as reply:
+        values = dict(_SERIES.findall(await reply.text()))
     names = ("started", "hit", "joined", "skipped")
-    found = {name: value("cortex_sql_ahead_total", {"fate": name}) or 0.0 for name in names}
+    found = {name: float(values.get(f'cortex_sql_ahead_total{{fate="{name}"}}', 0)) for name in names}
     found["wasted"] = found["started"] - found["hit"] - found["joined"]
-    found["seconds saved"] = value("cortex_sql_ahead_saved_seconds_total") or 0.0
+    found["seconds saved"] = float(values.get("cortex_sql_ahead_saved_seconds_total", 0))
     return found
 
 

@@ -58,24 +58,27 @@ async def site(
 
 
 @asynccontextmanager
-async def gateway(pools: Mapping[str, object], *, python: Sequence[str] = ()) -> AsyncIterator[Site]:
-    """Start a gateway over these pools."""
+async def gateway(
+    pools: Mapping[str, object], *, python: Sequence[str] = (), more: Mapping[str, object] | None = None
+) -> AsyncIterator[Site]:
+    """Start a gateway over these pools; `more` is what its configuration says besides, port aside."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(json.dumps({"server": {"port": 0}, "pools": pools}))
+        path.write_text(json.dumps({"server": {"port": 0}, "pools": pools, **(more or {})}))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *python, "-m", "gateway", "serve", "--config", str(path)),
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            yield Site(await _address(process), process.pid, ())
+            yield Site(await address(process), process.pid, ())
         finally:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
             await process.communicate()
 
 
-async def _address(process: asyncio.subprocess.Process) -> str:
+async def address(process: asyncio.subprocess.Process) -> str:
+    """The URL that a starting gateway says on its standard error."""
     assert process.stderr is not None
     async with asyncio.timeout(30):
         async for line in process.stderr:
