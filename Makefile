@@ -2,18 +2,22 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-VLLM   := .vllm
+VLLM   := $(or $(CORTEX_VLLM),.vllm)
 CONFIG ?= config.yaml
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test vllm test-vllm check format bench-policies bench-policies-quick lock clean
+.DELETE_ON_ERROR:
+.PHONY: help demo demo-vllm serve test vllm test-vllm check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run ## 60 questions through an NL2SQL agent, under four pool layouts, with a table at the end
 	@$(BIN)/cortex demo
+
+demo-vllm: $(VENV)/.run $(VLLM)/bin/vllm ## 20 of them on two real vLLM servers with a small model of random weights, in about 5 minutes
+	@$(BIN)/cortex demo --vllm $(VLLM)
 
 serve: $(VENV)/.run data/sales.duckdb ## start the gateway with config.yaml on 127.0.0.1:8080 and leave it running
 	@$(BIN)/cortex serve --config $(CONFIG)
@@ -31,7 +35,7 @@ test: $(VENV)/.dev ## run all tests and check branch coverage
 
 vllm: $(VLLM)/bin/vllm ## vLLM's CPU build in .vllm, an environment of its own (3 GB; with GPUs see docs/vllm.md)
 
-test-vllm: $(VENV)/.dev $(VLLM)/bin/vllm ## the tests on real vLLM servers, in about 4 minutes with 2 cores and 8 GB
+test-vllm: $(VENV)/.dev $(VLLM)/bin/vllm ## the tests on real vLLM servers, in about 6 minutes with 2 cores and 8 GB (CORTEX_VLLM: the environment)
 	@$(BIN)/pytest tests/vllm
 
 $(VLLM)/bin/vllm:
@@ -48,6 +52,13 @@ bench-policies: $(VENV)/.run ## Cortex against every baseline on five workloads,
 
 bench-policies-quick: $(VENV)/.run ## the same with fewer seeds, runs and loads, in under 3 minutes
 	@$(BIN)/python -m bench.policies --quick --jobs $(JOBS) $(ARGS)
+
+bench-isolation: $(VENV)/.dev $(VLLM)/bin/vllm ## stage isolation against its rivals on two real vLLM servers, in under 100 minutes
+	@$(BIN)/python -m bench.isolation --vllm $(VLLM) --calibrate --out docs/isolation $(ARGS)
+	@$(BIN)/python -m bench.fidelity docs/isolation
+
+bench-isolation-quick: $(VENV)/.dev $(VLLM)/bin/vllm ## two of its six cells, once, in under 10 minutes
+	@$(BIN)/python -m bench.isolation --vllm $(VLLM) --quick $(ARGS)
 
 lock: ## resolve the dependencies anew into the two lock files (needs uv)
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra demo --group build pyproject.toml -o requirements.lock

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from backends.capabilities import Capabilities
 from policies.calls import Call
 
 Trouble = Literal["refused", "broken", "timeout", "overloaded", "crashed"]
@@ -58,12 +59,13 @@ class EngineReport:
     """What an engine says of itself: counts now, KV use in 0..1, and counters since its start.
 
     `counters` uses plain names: prompt_tokens, generation_tokens, prefix_queries, prefix_hits (tokens),
-    preemptions, requests; SQL workers: runs, kills.
+    preemptions, requests; SQL workers: runs, kills. One that is `asleep` is well, and leaves requests unanswered.
     """
 
     running: int = 0
     waiting: int = 0
     kv_use: float = 0.0
+    asleep: bool = False
     counters: Mapping[str, float]
 
 
@@ -76,6 +78,10 @@ class Engine(Protocol):
 
     async def report(self) -> EngineReport:
         """Ask the engine how it is. Raises BackendError when it does not answer."""
+        ...
+
+    async def capabilities(self) -> Capabilities:
+        """Ask the engine what it can do. What it does not tell stays unknown; it never raises."""
         ...
 
     async def aclose(self) -> None:

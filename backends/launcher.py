@@ -29,6 +29,11 @@ HOST: Final = "127.0.0.1"
 TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 16_384
 _ASK_EVERY: Final = 0.25
+KV_EVENTS: Final = (
+    '{"enable_kv_cache_events": true, "publisher": "zmq", '
+    '"endpoint": "ipc://{folder}/{port}.kv", "replay_endpoint": "ipc://{folder}/{port}.replay"}'
+)
+"""Prompts can be read from these events: they go through files that nobody else may open."""
 _END_MOST: Final = 10.0
 """Seconds that a keeper has, beyond its grace, to end what it keeps."""
 
@@ -41,14 +46,23 @@ class Launched(Engine, Protocol):
         ...
 
 
+class Sleep(Protocol):
+    """How servers are put to sleep, by their address, and woken. Both raise BackendError where that fails."""
+
+    async def sleep(self, url: str) -> None: ...
+
+    async def wake(self, url: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOptions:
     """How a pool's servers are started. Times in seconds.
 
-    `command` is completed by `--port` and a number. `env` comes on top of the gateway's own environment. `gpus` are
+    `command` is completed by `--port` and a number; in it `{port}` is that number too, and `{folder}` a folder that
+    nobody else may enter. `env` comes on top of the gateway's own environment. `gpus` are
     those of one server as `Gpus.take` has them, `devices` those that may be chosen. A server has `ready` seconds to
-    become ready, `grace` to end; `stagger` lie between two starts. `logs` is the folder of their output, one of our
-    own making where there is none.
+    become ready, `grace` to end; `stagger` lie between two starts. Up to `asleep` of those that are stopped sleep
+    instead. `logs` is the folder of their output, one of our own making where there is none.
     """
 
     command: Sequence[str]
@@ -58,6 +72,7 @@ class LaunchOptions:
     ready: float = 600.0
     grace: float = 10.0
     stagger: float = 0.0
+    asleep: int = 0
     logs: Path | None = None
 
 
@@ -66,38 +81,50 @@ class _Server:
     """A server by its keeper's process; `engine` once it is ready."""
 
     process: Process
+    url: str
     output: Path
     gpus: Held
     engine: Launched | None = None
 
 
 class LaunchedServers:
-    """The servers of one pool. `connect` makes the engine that speaks to a URL."""
+    """The servers of one pool. `connect` makes the engine that speaks to a URL; without `sleep` none is put to it."""
 
     def __init__(
-        self, options: LaunchOptions, *, connect: Callable[[str], Launched], gpus: Gpus | None = None
+        self,
+        options: LaunchOptions,
+        *,
+        connect: Callable[[str], Launched],
+        gpus: Gpus | None = None,
+        sleep: Sleep | None = None,
     ) -> None:
         self._options = options
+        self._sleep = sleep
         self._connect = connect
         self._gpus = gpus if gpus is not None else Gpus(())
         self._servers: dict[str, _Server | None] = {}
+        self._asleep: list[_Server] = []
+        self._bed = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._next_start = 0.0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     async def start(self, name: str) -> Engine:
-        """Start a server and wait until it is ready. Raises BackendError, also when the name is taken."""
+        """Wake or start a server, and wait until it is ready. Raises BackendError, also when the name is taken."""
         if name in self._servers:
             raise BackendError(f"the engine {name} is there already", trouble="refused", retryable=False)
         self._servers[name] = None
         try:
+            while (sleeper := await self._sleeper()) is not None:
+                self._servers[name] = sleeper
+                if (woken := await self._woken(name, sleeper)) is not None:
+                    return woken
             await self._take_turn()
-            server, url = await self._spawn(name)
-            self._servers[name] = server
-            server.engine = await self._ready(name, server, url)
+            server = self._servers[name] = await self._spawn(name)
+            server.engine = await self._ready(name, server)
         except BaseException:
             # Shielded, for a cancelled start must not leave a process behind.
-            await asyncio.shield(self.stop(name))
+            await asyncio.shield(self._stop(name))
             raise
         return server.engine
 
@@ -109,23 +136,68 @@ class LaunchedServers:
             _log.warning("engine ended engine=%s status=%s%s", name, server.process.returncode, _tail(server.output))
 
     async def stop(self, name: str) -> None:
-        """End the server of this name. Unknown names are ignored."""
+        """Put the server of this name to sleep, or end it. Unknown names are ignored."""
         server = self._servers.get(name)
-        try:
-            if server is not None:
-                if server.engine is not None:
-                    await server.engine.aclose()
-                await _end(server.process, self._options.grace)
-                server.gpus.give_back()
-        finally:
+        if server is not None and await self._sleeps(name, server):
             self._servers.pop(name, None)
+        else:
+            await self._stop(name)
 
     async def aclose(self) -> None:
         """End all servers. Idempotent."""
-        await asyncio.gather(*(self.stop(name) for name in list(self._servers)))
+        asleep, self._asleep = self._asleep, []
+        await asyncio.gather(*map(self._stop, list(self._servers)), *map(self._end, asleep))
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+    async def _stop(self, name: str) -> None:
+        """End the server of this name. It keeps its name until it has ended, so that `aclose` finds it."""
+        server = self._servers.get(name)
+        if server is not None:
+            await self._end(server)
+        self._servers.pop(name, None)
+
+    async def _end(self, server: _Server) -> None:
+        if server.engine is not None:
+            await server.engine.aclose()
+        await _end(server.process, self._options.grace)
+        server.gpus.give_back()
+
+    async def _sleeps(self, name: str, server: _Server) -> bool:
+        """Put a server to sleep, if it is one of those that shall be and can."""
+        async with self._bed:
+            if self._sleep is None or server.engine is None or len(self._asleep) >= self._options.asleep:
+                return False
+            try:
+                await self._sleep.sleep(server.url)
+            except BackendError as error:
+                _log.warning("engine cannot sleep engine=%s reason=%s", name, error)
+                return False
+            await server.engine.aclose()
+            server.engine = None
+            self._asleep.append(server)
+        _log.info("engine sleeps engine=%s pid=%d", name, server.process.pid)
+        return True
+
+    async def _sleeper(self) -> _Server | None:
+        """A server that sleeps, or is just being put to sleep."""
+        async with self._bed:
+            return self._asleep.pop() if self._asleep else None
+
+    async def _woken(self, name: str, server: _Server) -> Launched | None:
+        """The engine of a server that slept; one that does not wake is ended."""
+        assert self._sleep is not None
+        try:
+            await self._sleep.wake(server.url)
+        except BackendError as error:
+            _log.warning("engine did not wake engine=%s reason=%s%s", name, error, _tail(server.output))
+            self._servers[name] = None
+            await self._end(server)
+            return None
+        _log.info("engine wakes engine=%s pid=%d output=%s", name, server.process.pid, server.output)
+        server.engine = self._connect(server.url)
+        return server.engine
 
     async def _take_turn(self) -> None:
         async with self._turn:
@@ -133,11 +205,12 @@ class LaunchedServers:
             await asyncio.sleep(max(0.0, self._next_start - loop.time()))
             self._next_start = loop.time() + self._options.stagger
 
-    async def _spawn(self, name: str) -> tuple[_Server, str]:
+    async def _spawn(self, name: str) -> _Server:
         options, port = self._options, _free_port()
         gpus = self._gpus.take(options.gpus, options.devices)
         output = self._output(name)
-        command = [*options.command, "--port", str(port)]
+        words = [self._filled(word, port) for word in options.command]
+        command = [*words, "--port", str(port)]
         try:
             with output.open("ab") as file:
                 process = await asyncio.create_subprocess_exec(
@@ -156,11 +229,11 @@ class LaunchedServers:
                 ) from None
             raise
         _log.info("engine starts engine=%s pid=%d output=%s", name, process.pid, output)
-        return _Server(process=process, output=output, gpus=gpus), f"http://{HOST}:{port}"
+        return _Server(process=process, url=f"http://{HOST}:{port}", output=output, gpus=gpus)
 
-    async def _ready(self, name: str, server: _Server, url: str) -> Launched:
+    async def _ready(self, name: str, server: _Server) -> Launched:
         """Wait until the server says that it is. Its last words go to the log, not into the error."""
-        engine = self._connect(url)
+        engine = self._connect(server.url)
         ended = asyncio.ensure_future(server.process.wait())
         try:
             async with asyncio.timeout(self._options.ready):
@@ -180,13 +253,21 @@ class LaunchedServers:
         _log.error("engine did not start engine=%s status=%s%s", name, status, _tail(server.output))
         raise BackendError(f"the server ended with status {status}", trouble="broken", retryable=False)
 
+    def _filled(self, word: str, port: int) -> str:
+        if "{folder}" in word:
+            word = word.replace("{folder}", str(self._private()))
+        return word.replace("{port}", str(port))
+
+    def _private(self) -> Path:
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="cortex-")
+        return Path(self._folder.name)
+
     def _output(self, name: str) -> Path:
         if self._options.logs is not None:
             folder = self._options.logs
             folder.mkdir(parents=True, exist_ok=True)
         else:
-            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="cortex-")
-            folder = Path(self._folder.name)
+            folder = self._private()
         return folder / f"{name.replace('/', '-')}.log"
 
 
@@ -224,7 +305,15 @@ def _tail(output: Path) -> str:
 
 
 def vllm_command(
-    *, command: Sequence[str], model: str, served: str, args: Sequence[str], priority: bool, gpus: float = 0.0
+    *,
+    command: Sequence[str],
+    model: str,
+    served: str,
+    args: Sequence[str],
+    priority: bool,
+    gpus: float = 0.0,
+    sleeps: bool = False,
+    kv_events: bool = False,
 ) -> list[str]:
     """The command of a vLLM server that tells what the gateway asks of it; `args` come last and win.
 
@@ -233,6 +322,10 @@ def vllm_command(
     words = [*command, model, "--host", HOST, "--served-model-name", served, "--enable-prompt-tokens-details"]
     if priority:
         words += ["--scheduling-policy", "priority"]
+    if sleeps:
+        words.append("--enable-sleep-mode")
+    if kv_events:
+        words += ["--kv-events-config", KV_EVENTS]
     if 0 < gpus < 1:
         words += ["--gpu-memory-utilization", f"{0.9 * gpus:.3g}"]
     elif gpus > 1:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import aiohttp
 
-from backends.base import BackendError, Engine, EngineReport, Reply, Request
+from backends.asking import Server, capabilities_of
+from backends.base import BackendError, EngineReport, Reply, Request
+from backends.capabilities import Capabilities
+from backends.vllm_metrics import read_metrics
 
 KEEP_ALIVE = 4.0
 """Seconds that an idle connection is kept: less than the 5 after which a vLLM server closes its end, so that no
@@ -20,15 +21,6 @@ request meets a connection that is just being closed."""
 PLAIN_MOST = 1024 * 1024
 """Bytes of a body that are written at once; aiohttp sends a longer one in pieces, with the loop free in between."""
 _PROBE = aiohttp.ClientTimeout(total=2.0)
-
-_COUNTERS: Mapping[str, str] = {
-    "prompt_tokens_total": "prompt_tokens",
-    "generation_tokens_total": "generation_tokens",
-    "prefix_cache_queries_total": "prefix_queries",
-    "prefix_cache_hits_total": "prefix_hits",
-    "num_preemptions_total": "preemptions",
-}
-_SERIES = re.compile(r"^vllm:(\w+)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 
 
 def connections(connect_timeout: float) -> aiohttp.ClientSession:
@@ -88,11 +80,15 @@ class HttpEngine:
         try:
             async with self._session.get(f"{self.url}/metrics", headers=self._key, timeout=_PROBE) as response:
                 if response.status == 200:
-                    return read_metrics((await response.read()).decode(errors="replace"))
+                    return read_metrics(await response.read())
             await self.check()
         except (aiohttp.ClientError, OSError) as error:
             raise BackendError("the engine did not report", trouble="broken", retryable=True) from error
         return EngineReport(counters={})
+
+    async def capabilities(self) -> Capabilities:
+        """Ask the server's own pages, and look at its answer to a request of one token."""
+        return await capabilities_of(Server(self.url, self._session, self._key))
 
     async def check(self) -> None:
         """Ask whether the server is up and ready to work. Raises BackendError when it is not."""
@@ -154,66 +150,3 @@ async def _chunks(content: aiohttp.StreamReader, patience: _Patience) -> AsyncIt
         raise BackendError("the engine stopped answering", trouble="timeout", retryable=True) from error
     except (aiohttp.ClientError, OSError) as error:
         raise BackendError("the engine broke the connection", trouble="broken", retryable=True) from error
-
-
-def read_metrics(text: str) -> EngineReport:
-    """An engine's own metrics (names of vLLM 0.32; series of several models in one server are added up).
-
-    What is no finite number is passed over: a server must not be able to upset whoever watches it.
-    """
-    sums: dict[str, float] = {}
-    for name, value in _SERIES.findall(text):
-        number = _number(value)
-        if math.isfinite(number):
-            sums[name] = sums.get(name, 0.0) + number
-    return EngineReport(
-        running=int(sums.get("num_requests_running", 0)),
-        waiting=int(sums.get("num_requests_waiting", 0)),
-        kv_use=min(1.0, sums.get("kv_cache_usage_perc", 0.0)),
-        counters={plain: sums[name] for name, plain in _COUNTERS.items() if name in sums},
-    )
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-@dataclass(slots=True)
-class AttachedServers:
-    """A cluster of servers that run elsewhere: starting an engine takes the next free URL that answers."""
-
-    urls: Sequence[str]
-    session: aiohttp.ClientSession
-    api_key: str = ""
-    _taken: dict[str, str] = field(default_factory=dict)
-
-    async def start(self, name: str) -> Engine:
-        last: BackendError | None = None
-        for url in self.urls:
-            if url in self._taken.values():  # looked at anew each time: others start beside this one
-                continue
-            engine = HttpEngine(url, self.session, api_key=self.api_key)
-            self._taken[name] = url
-            try:
-                await engine.check()
-            except BackendError as error:
-                del self._taken[name]
-                last = error
-            except asyncio.CancelledError:
-                del self._taken[name]
-                raise
-            else:
-                return engine
-        raise last or BackendError("every server of the pool is in use", trouble="refused", retryable=False)
-
-    async def ended(self, name: str) -> None:
-        await asyncio.Event().wait()  # a server that runs elsewhere is seen through its reports alone
-
-    async def stop(self, name: str) -> None:
-        self._taken.pop(name, None)
-
-    async def aclose(self) -> None:
-        self._taken.clear()

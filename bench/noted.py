@@ -20,6 +20,7 @@ import orjson
 import uvloop
 
 from backends.base import Engine, EngineReport, Reply, Request
+from backends.capabilities import Capabilities
 from gateway.cli import read_config
 from gateway.compose import compose
 from gateway.listening import listening
@@ -41,6 +42,9 @@ class Noted:
 
     async def report(self) -> EngineReport:
         return await self._engine.report()
+
+    async def capabilities(self) -> Capabilities:
+        return await self._engine.capabilities()
 
     async def aclose(self) -> None:
         await self._engine.aclose()

@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from backends.capabilities import Capabilities
 from gateway.access import Access
 from gateway.monitor import Monitor
 from gateway.openai.errors import ApiError, bad_request, not_found
@@ -168,7 +170,7 @@ class AdminApi:
         return {
             "name": state.name,
             "pool": state.pool,
-            "state": "ejected" if state.ejected_until > now else state.status,
+            "state": "ejected" if state.ejected_until > now else "asleep" if state.asleep else state.status,
             "running": len(state.slots),
             "queued": report.waiting if report is not None else 0,
             "committed_work": state.work,
@@ -181,7 +183,12 @@ class AdminApi:
             "prefix_tokens": prefixes.resident(state.name),
             "prefix_tokens_hot": prefixes.hot(state.name),
             "counters": dict(report.counters) if report is not None else {},
+            "can": _told(self._runtime.abilities.of(state.name)),
         }
+
+
+def _told(can: Capabilities) -> Json:
+    return {**asdict(can), "ordering": can.ordering}
 
 
 def _pace(pace: Pace) -> Json:

@@ -110,6 +110,8 @@ class _Begun:
         try:
             _judge(reply, request)
             rest, held, body = await _taken(reply, stream=self._stream)
+            if reply.status == 200:
+                runtime.warming.see(request, start.visit)
         except BaseException as error:
             await opened.__aexit__(type(error), error, error.__traceback__)
             raise

@@ -41,6 +41,7 @@ class Launch(Part):
     ready: Seconds = 600.0
     stagger: Seconds | None = None
     grace: Seconds = 10.0
+    asleep: Annotated[Whole, Field(ge=0)] = 0
     logs: FilePathOrNone = None
 
     @field_validator("gpus")
@@ -60,6 +61,8 @@ class Vllm(Part):
     api_key: Text | None = Field(default=None, repr=False)
     priority: Flag = True
     salt: Flag = True
+    kv_events: Flag = False
+    tokenize: Seconds = 0.05
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

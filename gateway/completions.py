@@ -7,7 +7,7 @@ answer then belongs to nobody: it is read off the engine as long as one of those
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,12 +28,15 @@ from gateway.openai.errors import ApiError, interrupted
 from gateway.openai.payload import Payload
 from gateway.openai.splice import values
 from gateway.recall import REFUSALS
+from gateway.residency import Residence
 from gateway.runtime import Runtime
 from gateway.settings import Config
 from gateway.tape import Tape
 from policies.artifacts import Artifact, Head, Name
 from policies.calls import Call, Outcome, Source
 from policies.events import Start
+
+Read = Callable[[], Awaitable[Call]]
 
 SCOPE: Final = "completions"
 """No topic of agentic state has a scope of this name: no client comes by what is kept here, or puts it there."""
@@ -108,7 +111,14 @@ class Completions:
     """Answers the calls to models."""
 
     def __init__(
-        self, *, config: Config, runtime: Runtime, intake: Intake, artifacts: Artifacts, counts: Counts
+        self,
+        *,
+        config: Config,
+        runtime: Runtime,
+        intake: Intake,
+        artifacts: Artifacts,
+        counts: Counts,
+        residence: Residence | None = None,
     ) -> None:
         self._lifetimes = {
             (workflow, name): stage.recall
@@ -122,6 +132,7 @@ class Completions:
         self._intake = intake
         self._artifacts = artifacts
         self._counts = counts
+        self._residence = residence
         self._flights = Flights[Name, None, _Flying]()
 
     def ask(self, asked: Asked, call: Call, payload: Payload, body: bytes) -> AbstractAsyncContextManager[Completion]:
@@ -140,7 +151,10 @@ class Completions:
     ) -> AbstractAsyncContextManager[Completion]:
         """From an engine, for this call."""
         request = partial(self._intake.request, asked, call, payload.endpoint, body, stream=payload.stream)
-        return _Computed(self._runtime, call, request, stream=payload.stream)
+        read: Read | None = None
+        if self._residence is not None:
+            read = partial(self._residence.read, call, payload, self._intake.salt(asked, payload, call.pool))
+        return _Computed(self._runtime, call, request, stream=payload.stream, read=read)
 
     @asynccontextmanager
     async def _recalled(self, wish: _Wish) -> AsyncIterator[Completion]:
@@ -268,15 +282,27 @@ class Completions:
 class _Computed:
     """An answer from an engine. A class: generators cost a short call more than all that they do here."""
 
-    def __init__(self, runtime: Runtime, call: Call, request: Callable[[Start], Request], *, stream: bool) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        call: Call,
+        request: Callable[[Start], Request],
+        *,
+        stream: bool,
+        read: Read | None = None,
+    ) -> None:
+        """`read` makes of the call what is known once its prompt has been read."""
         self._runtime = runtime
         self._open = runtime.ticket(call)
+        self._read = read
         self._request = request
         self._stream = stream
         self._begun: AbstractAsyncContextManager[Attempt] | None = None
         self._events: AsyncGenerator[list[bytes], None] | None = None
 
     async def __aenter__(self) -> Completion:
+        if self._read is not None:
+            self._open = self._runtime.ticket(await self._read())
         ticket = await self._open.__aenter__()
         opened = begun(self._runtime, ticket, self._request, stream=self._stream)
         try:

@@ -15,17 +15,20 @@ from backends.artifacts.memory import MemoryTier
 from backends.artifacts.redis_tier import RedisTier
 from backends.artifacts.shared import Shared
 from backends.artifacts.tiers import Artifacts
+from backends.attached import AttachedServers
 from backends.base import Cluster, Engine
 from backends.emulated.cluster import EmulatedCluster
 from backends.emulated.options import EmulatedOptions
 from backends.emulated.profile import ProfileError
 from backends.gpus import Gpus, devices_of_this_machine
 from backends.launcher import LaunchedServers, LaunchOptions, vllm_command
+from backends.sleeping import SleepMode
 from backends.sql.cache import ExactTexts, ResultCache, ResultKey, generation
 from backends.sql.engine import SqlCluster
 from backends.sql.options import SqlOptions
 from backends.sql.parser import Parser
-from backends.vllm import AttachedServers, HttpEngine, connections
+from backends.vllm import HttpEngine, connections
+from gateway.abilities import Abilities
 from gateway.access import Access
 from gateway.admin import AdminApi
 from gateway.advances import Advances
@@ -44,17 +47,21 @@ from gateway.keeping import ProfileFile, kept
 from gateway.metrics import Metrics
 from gateway.monitor import Monitor
 from gateway.relay import Relay
+from gateway.residency import Residence
 from gateway.runtime import Clock, Runtime
 from gateway.settings import Config, Pool
 from gateway.spare import Spare
 from gateway.sqlapi import SqlApi
 from gateway.state import StateApi
 from gateway.state_events import Events
+from gateway.tokens import Prompts
 from gateway.tools import Desk, Results, Warehouse
 from gateway.walk import Walker
+from gateway.warming import Warming
 from policies.artifacts import Shelf
 from policies.blueprint import Blueprint
 from policies.dialects import Known
+from policies.routing.residency import Noted
 from policies.sql import Statement
 
 if TYPE_CHECKING:
@@ -74,23 +81,34 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     journal = _journal(config, plan)
     clock, metrics, access, directory = Clock(), Metrics(), Access(config.auth, config.admin), Directory(config)
     session, gpus = connections(config.timeouts.connect), _gpus(config)
+    ordered = [
+        name for name, pool in config.pools.items() if isinstance(pool.backend, Vllm) and pool.backend.priority
+    ]
+    abilities = Abilities(ordered=ordered)
     advances = Advances(counts=metrics, clock=clock)
+    residence = _residence(config, lambda: runtime.engines, abilities, metrics)
+    noted = Noted(residence) if residence is not None and journal is not None else None
     runtime = Runtime(
-        dispatcher=plan.dispatcher(),
+        dispatcher=plan.dispatcher(noted or residence),
         pools=plan.pools,
         clusters={name: _cluster(pool, session, emulated.get(name), gpus) for name, pool in config.pools.items()},
         clock=clock,
+        abilities=abilities,
+        warming=Warming(clock=clock, limit=config.timeouts.warm),
         journal=journal,
-        watchers=(metrics.watch, advances.watch),
+        noted=noted,
+        watchers=(metrics.watch, advances.watch, *((residence.watch,) if residence is not None else ())),
     )
-    intake = Intake(config=config, directory=directory, clock=clock, named=metrics.named)
+    intake = Intake(config=config, directory=directory, clock=clock, named=metrics.named, abilities=abilities)
     parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
     houses = advances.watching(_warehouses(config, parsers))
     desk, ahead = _sql(config, plan, runtime, houses, intake=intake, metrics=metrics, advances=advances)
     door = Door(counts=metrics, limits=config.limits, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
     artifacts = _artifacts(config, metrics)
-    completions = Completions(config=config, runtime=runtime, intake=intake, artifacts=artifacts, counts=metrics)
+    completions = Completions(
+        config=config, runtime=runtime, intake=intake, artifacts=artifacts, counts=metrics, residence=residence
+    )
     gateway = Gateway(
         config=config,
         access=access,
@@ -112,11 +130,41 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         admin=AdminApi(access=access, runtime=runtime, monitor=monitor),
         mcp=_mcp(config, intake=intake, desk=desk, door=door),
         keeper=_keeper(config, runtime),
+        residence=residence,
         openers=(artifacts.start, *(parser.start for parser in parsers.values())),
-        closers=(session.close, *(parser.aclose for parser in parsers.values()), ahead.aclose, artifacts.aclose),
+        closers=(
+            session.close,
+            *(parser.aclose for parser in parsers.values()),
+            ahead.aclose,
+            artifacts.aclose,
+            *((residence.aclose,) if residence is not None else ()),
+        ),
     )
     metrics.refresh = gateway.measure
     return gateway
+
+
+def _residence(
+    config: Config, engines: Callable[[], Mapping[str, Engine]], abilities: Abilities, metrics: Metrics
+) -> Residence | None:
+    """What listens to engines, where any is to be listened to."""
+    patience = {
+        name: pool.backend.tokenize
+        for name, pool in config.pools.items()
+        if isinstance(pool.backend, Vllm) and pool.backend.kv_events
+    }
+    if not patience:
+        return None
+    from backends.kvevents import Subscriptions  # noqa: PLC0415 - ZeroMQ takes a while to import
+
+    return Residence(
+        pools=patience,
+        engines=engines,
+        can=abilities.of,
+        prompts=Prompts(engines=engines, patience=patience),
+        ears=Subscriptions(),
+        counts=metrics,
+    )
 
 
 def _sql(
@@ -232,19 +280,23 @@ def _launched(pool: Pool, backend: Vllm, launch: Launch, session: aiohttp.Client
         args=launch.args,
         priority=backend.priority,
         gpus=launch.gpus,
+        sleeps=launch.asleep > 0,
+        kv_events=backend.kv_events,
     )
     options = LaunchOptions(
         command=command,
-        env=launch.env,
+        env={**({"VLLM_SERVER_DEV_MODE": "1"} if launch.asleep else {}), **launch.env},
         gpus=launch.gpus,
         devices=launch.devices,
         ready=launch.ready,
         grace=launch.grace,
         stagger=launch.stagger or 0.0,
+        asleep=launch.asleep,
         logs=launch.logs,
     )
     key = backend.api_key or ""
-    return LaunchedServers(options, connect=lambda url: HttpEngine(url, session, api_key=key), gpus=gpus)
+    sleep = SleepMode(session, api_key=key)
+    return LaunchedServers(options, connect=lambda url: HttpEngine(url, session, api_key=key), gpus=gpus, sleep=sleep)
 
 
 def _cluster(pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptions | None, gpus: Gpus) -> Cluster:

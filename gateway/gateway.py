@@ -19,6 +19,7 @@ from gateway.keeping import ProfileFile
 from gateway.metrics import Metrics
 from gateway.monitor import Monitor
 from gateway.relay import Relay
+from gateway.residency import Residence
 from gateway.runtime import Runtime
 from gateway.settings import Config
 from gateway.sqlapi import SqlApi
@@ -47,6 +48,7 @@ class Gateway:
     admin: AdminApi
     mcp: McpApi | None = None
     keeper: ProfileFile | None = None
+    residence: Residence | None = None
     openers: Sequence[Callable[[], Awaitable[None]]] = ()
     closers: Sequence[Callable[[], Awaitable[None]]] = ()
     draining: bool = False
@@ -84,6 +86,7 @@ class Gateway:
             metrics.work.labels(name).set(sum(engine.work for engine in engines))
             metrics.gate_parked.labels(name).set(dispatcher.gate.parked(name))
         self._measure_engines(now)
+        self._measure_caches()
         metrics.gate_window.set(dispatcher.gate.window)
         metrics.gate_active.set(dispatcher.gate.active)
         metrics.runs.set(len(dispatcher.runs))
@@ -105,6 +108,11 @@ class Gateway:
             metrics.on_loan.labels(name).set(engine.on_loan)
             metrics.pressure.labels(name).set(engine.pressure(now))
             metrics.prefix.labels(name).set(dispatcher.prefixes.resident(name))
+
+    def _measure_caches(self) -> None:
+        self.metrics.resident.clear()
+        for name, blocks in self.residence.resident().items() if self.residence is not None else ():
+            self.metrics.resident.labels(name).set(blocks)
 
     def _report(self) -> None:
         """Say what is up, and where a client is to be pointed."""

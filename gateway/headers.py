@@ -42,7 +42,12 @@ TABLE: tuple[Header, ...] = (
     Header("X-Workflow-Tools", "in", "tools", "`intercept`, `ahead`, `pass`: who runs this call's SQL, and when"),
     Header("X-Request-Id", "upstream", "request", "the id of the call, for the engine's log"),
     Header("X-Session-ID", "upstream", "run", "the run"),
-    Header("X-Vllm-Priority", "upstream", "priority", "the order among the engine's requests, lower is sooner"),
+    Header(
+        "X-Vllm-Priority",
+        "upstream",
+        "priority",
+        "the order among the engine's requests, lower is sooner; older engines get it in the body",
+    ),
     Header("X-Request-Id", "reply", "request", "the id of the call, the client's own where it sent one"),
     Header(
         "X-Workflow-Id",

@@ -11,7 +11,9 @@ import xxhash
 from starlette.types import Scope
 
 from backends.base import Request
+from backends.capabilities import Ordering
 from gateway import headers as names
+from gateway.abilities import Abilities
 from gateway.access import Caller
 from gateway.backendspecs import Vllm
 from gateway.directory import WHOLE, Directory, Target
@@ -84,11 +86,13 @@ class Intake:
         directory: Directory,
         clock: Callable[[], float],
         named: Callable[[str], None],
+        abilities: Abilities,
     ) -> None:
         self._config = config
         self._directory = directory
         self._now = clock
         self._named = named
+        self._abilities = abilities
         self._ids = itertools.count(1)
         self._prefix = secrets.token_hex(4)
         # Only these backends are told how to order and to keep apart; attached servers may say no to either.
@@ -170,27 +174,31 @@ class Intake:
         """A body of our own making, kept apart from other tenants' in the engine's prefix cache."""
         return edit(body, self._salt(asked, pool))
 
+    def salt(self, asked: Asked, payload: Payload, pool: str) -> str:
+        """What keeps the call's prefix apart in the engine's cache: ours, the client's own, or nothing."""
+        return str(self._salt(asked, pool).get("cache_salt") or payload.document.get("cache_salt") or "")
+
     def _salt(self, asked: Asked, pool: str) -> dict[str, object]:
         salt = asked.caller.salt
         return {"cache_salt": salt} if salt and self._salted[pool] else {}
 
-    def upstream_headers(self, asked: Asked, pool: str, start: Start) -> tuple[tuple[str, str], ...]:
-        """The headers that the engine gets: the client's own, as far as they pass, and what we tell it."""
-        said = {"request": asked.request_id, "run": asked.run}
-        if self._ordered[pool]:
-            said["priority"] = str(start.bucket)
-        return (*names.upstream(asked.raw_headers), *names.written("upstream", said))
+    def _ordering(self, pool: str, engine: str) -> Ordering:
+        """How the engine is told the order, which an engine of another pool may be able to take."""
+        return self._abilities.of(engine).ordering if self._ordered[pool] else "none"
 
     def request(
         self, asked: Asked, call: Call, endpoint: Endpoint, body: bytes, start: Start, *, stream: bool
     ) -> Request:
         """One attempt as the engine gets it. The head of a whole reply comes only when all of it is written."""
-        timeouts = self._config.timeouts
+        timeouts, ordering = self._config.timeouts, self._ordering(call.pool, start.engine)
+        said = {"request": asked.request_id, "run": asked.run}
+        if ordering == "header":
+            said["priority"] = str(start.bucket)
         return Request(
             call=call,
             path=PATHS[endpoint],
-            body=body,
-            headers=(*self.upstream_headers(asked, call.pool, start), JSON),
+            body=edit(body, {"priority": start.bucket}) if ordering == "body" else body,
+            headers=(*names.upstream(asked.raw_headers), *names.written("upstream", said), JSON),
             head_timeout=timeouts.head if stream else timeouts.total,
             idle_timeout=timeouts.idle,
         )

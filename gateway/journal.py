@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from policies import events
 from policies.blueprint import Blueprint
 from policies.events import Action, Event
+from policies.routing.residency import Held, Retold
 
-VERSION = 2
+VERSION = 3
 HELD_MOST = 256 * 1024
 """Bytes of steps that wait for the next flush; more are written at once."""
 _log = logging.getLogger("cortex.journal")
@@ -49,6 +50,7 @@ _ACTIONS: Mapping[str, TypeAdapter[Action]] = {
     )
 }
 _BLUEPRINT: TypeAdapter[Blueprint] = TypeAdapter(Blueprint)
+_ANSWERS: TypeAdapter[Sequence[Held]] = TypeAdapter(Sequence[Held])
 
 
 class Machine(Protocol):
@@ -57,16 +59,16 @@ class Machine(Protocol):
     def handle(self, event: Event, now: float) -> list[Action]: ...
 
 
-def line(event: Event, actions: Iterable[Action], now: float) -> bytes:
-    """One step as a line of the journal."""
-    return orjson.dumps(
-        {
-            "t": now,
-            "event": [type(event).__name__, event],
-            "actions": [[type(action).__name__, action] for action in actions],
-        },
-        option=orjson.OPT_APPEND_NEWLINE,
-    )
+def line(event: Event, actions: Iterable[Action], now: float, held: Sequence[Held] = ()) -> bytes:
+    """One step as a line of the journal; `held` is what engines were found to hold, where that was asked."""
+    record = {
+        "t": now,
+        "event": [type(event).__name__, event],
+        "actions": [[type(action).__name__, action] for action in actions],
+    }
+    if held:
+        record["held"] = held
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class Journal:
@@ -88,12 +90,12 @@ class Journal:
         self.dropped = 0
         self._hold(orjson.dumps({"cortex": VERSION, **header}, option=orjson.OPT_APPEND_NEWLINE, default=list))
 
-    def record(self, event: Event, actions: Iterable[Action], now: float) -> None:
+    def record(self, event: Event, actions: Iterable[Action], now: float, held: Sequence[Held] = ()) -> None:
         """Append one step; it reaches the disk with the next `flush`, or when many are held."""
         if self._broken:
             self.dropped += 1
         else:
-            self._hold(line(event, actions, now))
+            self._hold(line(event, actions, now, held))
 
     def flush(self) -> None:
         data = b"".join(self._held)
@@ -167,12 +169,13 @@ def blueprint_of(path: Path) -> Blueprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step of a journal: its line, when it was taken, what was heard and what was done."""
+    """One step of a journal: its line, when it was taken, what was heard, what engines held and what was done."""
 
     line: int
     at: float
     event: Event
     actions: Sequence[Action]
+    held: Sequence[Held] = ()
 
 
 def recorded(path: Path) -> Iterator[Step]:
@@ -186,15 +189,21 @@ def recorded(path: Path) -> Iterator[Step]:
                 at=float(record["t"]),
                 event=_EVENTS[name].validate_python(fields),
                 actions=[_ACTIONS[kind].validate_python(given) for kind, given in record["actions"]],
+                held=_ANSWERS.validate_python(record.get("held", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise JournalError(f"{path}:{number}: is no step that this version knows") from error
 
 
-def replay(path: Path, machine: Machine) -> Divergence | None:
-    """Feed a journal's events to a fresh machine; None when it takes every decision again as it was taken."""
+def replay(path: Path, machine: Machine, held: Retold | None = None) -> Divergence | None:
+    """Feed a journal's events to a fresh machine; None when it takes every decision again as it was taken.
+
+    `held` is what the machine was made with to be told again what engines held.
+    """
     for (_, raw), step in zip(steps(path), recorded(path), strict=True):
-        again = line(step.event, machine.handle(step.event, step.at), step.at)
+        if held is not None:
+            held.tell(step.held)
+        again = line(step.event, machine.handle(step.event, step.at), step.at, step.held)
         if again != raw:
             return Divergence(
                 line=step.line,

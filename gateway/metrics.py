@@ -61,7 +61,13 @@ class Metrics:
         self.budget = gauge("cortex_engine_budget_tokens", "Committed work that an engine may hold.", ["engine"])
         self.on_loan = gauge("cortex_engine_on_loan_tokens", "Committed work of other pools' calls.", ["engine"])
         self.pressure = gauge("cortex_engine_pressure_ratio", "Share of an engine's time for prompts.", ["engine"])
+        self.resident = gauge("cortex_engine_resident_blocks", "KV blocks that an engine says it holds.", ["engine"])
         self.prefix = gauge("cortex_engine_prefix_tokens", "Tokens that an engine is believed to hold.", ["engine"])
+        self._predicted = counter("cortex_prefix_predicted_tokens_total", "Tokens expected in cache.", ["index"])
+        self._actual = counter("cortex_prefix_cached_tokens_total", "Tokens of the same found in cache.", ["index"])
+        self._prefix_error = histogram(
+            "cortex_prefix_error_blocks", "How far these were apart.", ["index"], buckets=(0, 1, 2, 4, 8, 16, 64, 256)
+        )
         self.gate_window = gauge(
             "cortex_gate_window", "Runs that may be under way; tokens of their contexts (pause_restore)."
         )
@@ -135,6 +141,12 @@ class Metrics:
     def redis_failed(self, reason: str) -> None:
         """Count what Redis was to be asked: timeout, connection, broken, or skipped because of those."""
         self._redis.labels(reason).inc()
+
+    def prefix_found(self, index: str, *, predicted: int, actual: int, block: int) -> None:
+        """Count how many tokens of a prompt an engine was expected to hold, and did."""
+        self._predicted.labels(index).inc(predicted)
+        self._actual.labels(index).inc(actual)
+        self._prefix_error.labels(index).observe(abs(predicted - actual) / block)
 
     def cancelled(self, endpoint: str) -> None:
         self._cancelled.labels(endpoint).inc()

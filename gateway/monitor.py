@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from backends.base import BackendError, EngineReport
 from gateway.runtime import Runtime
@@ -15,7 +16,7 @@ _log = logging.getLogger("cortex.monitor")
 
 
 class Monitor:
-    """Polls the engines every `interval` seconds. The last reports are in `reports`, by engine."""
+    """Asks the engines every `interval` seconds. The last reports are in `reports`, by engine."""
 
     def __init__(self, runtime: Runtime, *, interval: float = 2.0) -> None:
         self._runtime = runtime
@@ -24,21 +25,38 @@ class Monitor:
         self.reports: dict[str, EngineReport] = {}
 
     async def run(self) -> None:
-        """Poll until cancelled."""
-        while True:
-            try:
-                await self.poll()
-            except Exception:  # noqa: BLE001 - the root of the task: a watch that ends is noticed by nobody
-                _log.exception("poll failed")
-            await asyncio.sleep(self._interval)
+        """Ask each engine once an interval, until cancelled. They take turns: a burst would hold up the calls."""
+        asking: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                engines = list(self._runtime.engines)
+                for name in engines:
+                    if name not in asking:
+                        task = asking[name] = asyncio.create_task(self._asked(name), name=f"report of {name}")
+                        task.add_done_callback(partial(_done, asking, name))
+                    await asyncio.sleep(self._interval / len(engines))
+                if not engines:
+                    await asyncio.sleep(self._interval)
+                self._forget_gone()
+        finally:
+            for task in asking.values():
+                task.cancel()
 
     async def poll(self) -> None:
         """Ask all engines once, side by side."""
-        engines = list(self._runtime.engines)
-        await asyncio.gather(*(self._ask(name) for name in engines))
+        await asyncio.gather(*(self._ask(name) for name in list(self._runtime.engines)))
+        self._forget_gone()
+
+    def _forget_gone(self) -> None:
         for gone in self.reports.keys() - self._runtime.engines.keys():
             del self.reports[gone]
             self._silent.pop(gone, None)
+
+    async def _asked(self, name: str) -> None:
+        try:
+            await self._ask(name)
+        except Exception:  # noqa: BLE001 - the root of the task: a defect must not go unheard
+            _log.exception("poll failed")
 
     async def _ask(self, name: str) -> None:
         engine = self._runtime.engines.get(name)
@@ -49,10 +67,19 @@ class Monitor:
         except BackendError as error:
             self._missed(name, error)
             return
-        self._silent.pop(name, None)
+        before, silent = self.reports.get(name), self._silent.pop(name, 0)
         self.reports[name] = report
+        if silent or (before is not None and before.asleep and not report.asleep):
+            await self._runtime.ask_again(name)
         self._runtime.handle(
-            Reported(engine=name, alive=True, running=report.running, waiting=report.waiting, kv_use=report.kv_use)
+            Reported(
+                engine=name,
+                alive=True,
+                running=report.running,
+                waiting=report.waiting,
+                kv_use=report.kv_use,
+                asleep=report.asleep,
+            )
         )
 
     def _missed(self, name: str, error: BackendError) -> None:
@@ -61,3 +88,7 @@ class Monitor:
         if missed == SILENT_MOST:
             _log.warning("engine given up engine=%s reports_missed=%d reason=%s", name, missed, error)
             self._runtime.handle(EngineGone(engine=name))
+
+
+def _done(asking: dict[str, asyncio.Task[None]], name: str, _: asyncio.Task[None]) -> None:
+    del asking[name]

@@ -12,6 +12,7 @@ from policies.blueprint import Blueprint
 from policies.calls import Call
 from policies.catalog import Named
 from policies.events import Abort, Action, Arrived, Event, Joined, Launch, Refused, Retire, Start
+from policies.routing.residency import Retold
 
 Say = Callable[[str], None]
 SHOWN = 6
@@ -45,7 +46,8 @@ def _check(path: Path, plan: Blueprint, say: Say) -> bool:
     say(f"{path}: of a gateway with the pools {', '.join(plan.pools)}")
     if _cut_off(path):
         say("its last line is cut off, and left out")
-    divergence = replay(path, plan.dispatcher())
+    held = Retold()
+    divergence = replay(path, plan.dispatcher(held), held)
     if divergence is None:
         say("replayed: every decision comes out as it is recorded")
         return True
@@ -62,7 +64,8 @@ def _cut_off(path: Path) -> bool:
 
 
 def _compare(path: Path, plan: Blueprint, chosen: Chosen, first: float, say: Say) -> None:
-    counterpart = Counterpart(otherwise(plan, chosen).dispatcher())
+    held = Retold()
+    counterpart = Counterpart(otherwise(plan, chosen).dispatcher(held), held)
     calls: dict[str, Call] = {}
     event: Event | None = None
     for step in recorded(path):

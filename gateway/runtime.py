@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from backends.base import BackendError, Cluster, Engine
+from gateway.abilities import Abilities, limited
 from gateway.journal import Journal
+from gateway.warming import Warming
 from policies.calls import Call, Outcome
 from policies.dispatcher import Dispatcher
 from policies.events import (
@@ -38,6 +40,7 @@ from policies.events import (
     Woken,
 )
 from policies.pool import PoolSpec
+from policies.routing.residency import Noted
 
 _log = logging.getLogger("cortex.engines")
 
@@ -141,15 +144,21 @@ class Runtime:
         pools: Mapping[str, PoolSpec],
         clusters: Mapping[str, Cluster],
         clock: Callable[[], float],
+        abilities: Abilities,
+        warming: Warming,
         journal: Journal | None = None,
+        noted: Noted | None = None,
         watchers: tuple[Watcher, ...] = (),
     ) -> None:
         self.dispatcher = dispatcher
         self.pools = pools
         self.engines: dict[str, Engine] = {}
         self.now = clock
+        self.abilities = abilities
+        self.warming = warming
         self._clusters = clusters
         self._journal = journal
+        self._noted = noted
         self._watchers = watchers
         self.tickets: dict[str, Ticket] = {}
         self._jobs: dict[str, asyncio.Task[None]] = {}
@@ -206,7 +215,8 @@ class Runtime:
         now = self.now()
         actions = self.dispatcher.handle(event, now)
         if self._journal is not None:
-            self._journal.record(event, actions, now)
+            held = self._noted.taken() if self._noted is not None else ()
+            self._journal.record(event, actions, now, held)
         for watch in self._watchers:
             watch(event, actions)
         for action in actions:
@@ -267,12 +277,24 @@ class Runtime:
             _log.warning("engine did not start pool=%s engine=%s reason=%s", pool, name, error, exc_info=trace)
             self.handle(EngineGone(engine=name))
             return
-        self.engines[name] = engine
         watch = self._watches[name] = asyncio.create_task(self._until_ended(pool, name), name=f"end of {name}")
         watch.add_done_callback(self._all_jobs.discard)
         self._all_jobs.add(watch)
+        limits = limited(self.pools[pool].limits, await self.abilities.ask(pool, name, engine))
+        held = await self.warming.warm(pool, name, engine)
+        self.engines[name] = engine
         _log.info("engine up pool=%s engine=%s seconds=%.2f", pool, name, self.now() - began)
-        self.handle(EngineUp(engine=name, limits=self.pools[pool].limits))
+        self.handle(EngineUp(engine=name, limits=limits, held=held))
+
+    async def ask_again(self, name: str) -> None:
+        """An engine has come back, perhaps as another one."""
+        engine, state = self.engines.get(name), self.dispatcher.fleet.get(name)
+        if engine is None or state is None:
+            return
+        can = await self.abilities.ask(state.pool, name, engine)
+        limits = limited(self.pools[state.pool].limits, can)
+        if limits != state.limits and self.engines.get(name) is engine:
+            self.handle(EngineUp(engine=name, limits=limits))
 
     async def _until_ended(self, pool: str, name: str) -> None:
         """Say at once that an engine has ended by itself, instead of waiting for its reports to stay away."""
@@ -282,6 +304,7 @@ class Runtime:
 
     async def _retire(self, pool: str, name: str) -> None:
         engine = self.engines.pop(name, None)
+        self.abilities.forget(name)
         if (watch := self._watches.pop(name, None)) is not None:
             watch.cancel()
         try:

@@ -34,6 +34,7 @@ from gateway.fields import (
     RedisUrl,
     Seconds,
     SecondsOfADay,
+    SecondsOrZero,
     Share,
     Spec,
     Text,
@@ -121,6 +122,7 @@ class Timeouts(Part):
     head: Seconds = 60.0
     idle: Seconds = 60.0
     total: Seconds = 600.0
+    warm: SecondsOrZero = 10.0
 
 
 class Engines(Part):

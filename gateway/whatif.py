@@ -16,6 +16,7 @@ from policies.blueprint import Blueprint
 from policies.catalog import Named, make, parameters
 from policies.dispatcher import Dispatcher
 from policies.events import Abort, Action, Event, Failed, Finished, Launch, Refused, Retire, Start, Wake, Woken
+from policies.routing.residency import Retold
 
 Chosen = Mapping[str, Named | tuple[Named, ...]]
 """Policies by slot; the slots of several have a tuple."""
@@ -107,8 +108,10 @@ def otherwise(plan: Blueprint, chosen: Chosen) -> Blueprint:
 class Counterpart:
     """A dispatcher that is told what the recorded one heard, and woken when it asks for it."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, held: Retold) -> None:
+        """`held` is what the dispatcher was made with to be told what engines held."""
         self._dispatcher = dispatcher
+        self._held = held
         self._wake: float | None = None
         self._recorded_wake: float | None = None
         self._inside: dict[int, tuple[Start, Start]] = {}
@@ -123,6 +126,7 @@ class Counterpart:
                 return True
         if isinstance(step.event, Woken):
             self._wake = self._recorded_wake = None
+        self._held.tell(step.held)
         done = self._handle(step.event, step.at)
         self._recorded_wake = _wake(step.actions, self._recorded_wake)
         if self._part(step, step.at, step.actions, done):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from policies.catalog import Named, PolicySet, make_all, make_gate
 from policies.dispatcher import Dispatcher, Limits
 from policies.pool import PoolSpec
+from policies.routing.residency import Residency
 from policies.workflow import Workflow
 
 OPEN = Named(name="open")
@@ -28,7 +29,7 @@ class Blueprint:
     seed: int = 0
     profiles: Mapping[str, object] | None = None
 
-    def dispatcher(self) -> Dispatcher:
+    def dispatcher(self, residency: Residency | None = None) -> Dispatcher:
         """A fresh dispatcher. Raises UnknownPolicy, ProfileError."""
         dispatcher = Dispatcher(
             pools=self.pools,
@@ -36,6 +37,7 @@ class Blueprint:
             policies={name: make_all(chosen) for name, chosen in self.policies.items()},
             limits=self.limits,
             gate=make_gate(self.gate),
+            residency=residency,
             seed=self.seed,
         )
         if self.profiles is not None:

@@ -46,6 +46,7 @@ from policies.retries import Retries
 from policies.reviews import Reviews
 from policies.routing.placement import Floor, work
 from policies.routing.prefix import PrefixIndex
+from policies.routing.residency import Residency
 from policies.runs import Run, Runs
 from policies.slack import slack, urgency
 from policies.tenants import Tenants
@@ -77,6 +78,7 @@ class Dispatcher:
         policies: Mapping[str, Policies],
         limits: Limits,
         gate: GatePolicy | None = None,
+        residency: Residency | None = None,
         seed: int = 0,
     ) -> None:
         self._specs = pools
@@ -95,6 +97,7 @@ class Dispatcher:
             fleet=self.fleet,
             lines=self._lines,
             prefixes=self.prefixes,
+            residency=residency,
             policies=policies,
             rng=Random(seed),  # noqa: S311 - drawn for load spreading and for replay, not for secrets
         )
@@ -256,7 +259,7 @@ class Dispatcher:
         pool, engine = tracked.call.pool, self._engine_of(tracked)
         touched = self._release(tracked, now, out)
         if event.trouble != "overloaded":
-            self.fleet.failed(engine, now)
+            self.fleet.failed(engine, now, refused=False)
         tracked.entry.tried.add(engine.name)
         tracked.trouble = event.trouble
         over = event.final or tracked.attempts >= self._limits.attempts
@@ -378,7 +381,7 @@ class Dispatcher:
             urgency=urgency(entry.deadline, entry.estimate, now),
         )
         engine.take(slot, self._attempt)
-        self.prefixes.sent(call.prefix, engine.name)
+        self._floor.sent(call, engine.name)
         out.append(
             Start(
                 call=call.id,
@@ -423,6 +426,8 @@ class Dispatcher:
     def _fleet_event(self, event: FleetEvent, now: float, out: list[Action]) -> Sequence[str]:
         if isinstance(event, EngineUp) and self.fleet.get(event.engine) is not None:
             self.prefixes.add_engine(event.engine, event.limits.kv_tokens)
+            for prefix in event.held:
+                self.prefixes.sent(prefix, event.engine)
         if isinstance(event, Woken):
             self._alarm.rang()
             self._lines.release(self._reviews.held(self.fleet, now), now)

@@ -70,13 +70,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reported:
-    """What an engine says of itself; `alive` is False when it did not answer."""
+    """What an engine says of itself; `alive` is False when it did not answer. One that is `asleep` takes no calls."""
 
     engine: str
     alive: bool
     running: int = 0
     waiting: int = 0
     kv_use: float = 0.0
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +97,11 @@ class Drained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineUp:
-    """An engine that was asked for is ready to work."""
+    """An engine that was asked for is ready to work. It has computed the prompts that begin with `held`."""
 
     engine: str
     limits: EngineLimits
+    held: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

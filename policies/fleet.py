@@ -158,15 +158,18 @@ class Fleet:
         if state is None:
             return
         if event.alive:
-            state.kv_use = event.kv_use
+            state.kv_use, state.asleep = event.kv_use, event.asleep
             state.reported_running = event.running
             state.reported_waiting = event.waiting
         else:
             self.failed(state, now)
 
-    def failed(self, state: EngineState, now: float) -> None:
-        """Count a failure before the first byte, and leave the engine out where others can do its work."""
-        if state.failed(now) and all(
+    def failed(self, state: EngineState, now: float, *, refused: bool = False) -> None:
+        """Count a failure before the first byte, and leave the engine out where others can do its work: at the first
+        where it `refused` the connection. It may have just ended, and has the most room of all until that is known.
+        """
+        usable = state.usable(now)
+        if (state.failed(now) or (refused and usable)) and all(
             any(other is not state and other.usable(now) for other in self.serving(pool))
             for pool in self.borrowers[state.pool]
         ):

@@ -130,8 +130,9 @@ class EngineState:
     still to be computed from prompts, `on_loan` the part that is other pools'. `fresh` tokens of KV memory its calls
     add to what was there, and lose `urgency` by a second of delay, all together. `pace` is its pool's. `inflow` is
     how many prompt tokens it was given of late, those of INFLOW_MEMORY seconds ago counting a third, as of
-    `inflow_at`. `shares` counts its seconds, each divided by the calls that shared it, as of `shares_at`. `for_good`
-    marks one that was told to go, as against one that its pool can spare for now.
+    `inflow_at`. `shares` counts its seconds, each divided by the calls that shared it, as of `shares_at`. One that is
+    `asleep` is well, and takes no calls. `for_good` marks one that was told to go, as against one that its pool can
+    spare for now.
     """
 
     name: str
@@ -151,6 +152,7 @@ class EngineState:
     inflow: float = 0.0
     inflow_at: float = 0.0
     kv_use: float = 0.0
+    asleep: bool = False
     reported_running: int = 0
     reported_waiting: int = 0
     failures: int = 0
@@ -161,7 +163,7 @@ class EngineState:
 
     def usable(self, now: float) -> bool:
         """Whether it may be given a call at all, room aside."""
-        return self.status == "ready" and now >= self.ejected_until
+        return self.status == "ready" and not self.asleep and now >= self.ejected_until
 
     def has_room(self, work: float) -> bool:
         """Whether it may take this much more. An empty engine takes any one call, however large; one just let

@@ -1,8 +1,12 @@
-"""Which tokens answer an ask: the echo it wants, what the script says, or seeded text of the length asked for."""
+"""Which tokens answer an ask: the echo it wants, what the script says, or seeded text of the length asked for.
+
+Where the ask has texts to choose from, it is one of these: that which would be said anyway, or one by chance.
+"""
 
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -14,6 +18,7 @@ from backends.emulated.script import Rule, Script
 from backends.emulated.tokens import TOKEN_BYTES, call_parts, cut, pieces, whole_tokens
 
 DEFAULT_LENGTH = 64
+CALL = re.compile(r"(.*?)<tool_call>(.*)</tool_call>\s*", re.DOTALL)
 WORDS = (
     "the a of to and in is for that with on as by from at it this each which are or "
     "query table column row value order region sales month total result plan index schema "
@@ -34,7 +39,7 @@ class Answer:
 
     pieces: tuple[Piece | None, ...]
     data: bytes
-    finish: Literal["stop", "length", "tool_calls"]
+    finish: Literal["stop", "length", "tool_calls", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,8 @@ def answer(ask: Ask, script: Script, seed: int, room: int) -> Answer:
         draft = _scripted(rule, ask.tools)
     else:
         draft = _seeded(ask, seed, room)
+    if ask.choices:
+        draft = _chosen(draft, ask, seed)
     return _tokenize(_stopped(draft, ask.stop), min(room, ask.max_tokens or room))
 
 
@@ -82,10 +89,33 @@ def _scripted(rule: Rule, tools: frozenset[str]) -> _Draft:
 
 def _seeded(ask: Ask, seed: int, room: int) -> _Draft:
     length = min(ask.max_tokens or DEFAULT_LENGTH, room)
-    chance = random.Random(f"{seed} {ask.seed} {xxhash.xxh3_64_intdigest(ask.prompt.data)}")  # noqa: S311 - text, no secret
     # The shortest word and its blank fill two bytes, so this many words are always enough.
-    words = chance.choices(WORDS.split(), k=length * TOKEN_BYTES // 2 + 1)
+    words = _chance(ask, seed).choices(WORDS.split(), k=length * TOKEN_BYTES // 2 + 1)
     return _Draft(content=cut(" ".join(words), length), endless=True)
+
+
+def _chosen(draft: _Draft, ask: Ask, seed: int) -> _Draft:
+    written = [_written(text, ask.tools) for text in ask.choices]
+    if any((draft.content, draft.call) == (one.content, one.call) for one in written):
+        return draft
+    return _chance(ask, seed).choice(written)
+
+
+def _written(text: str, tools: frozenset[str]) -> _Draft:
+    """A text as vLLM would answer with it: a call where it spells one of a tool that may be called."""
+    found = CALL.fullmatch(text)
+    try:
+        call = orjson.loads(found[2]) if found else None
+    except orjson.JSONDecodeError:
+        call = None
+    match call:
+        case {"name": str(name), "arguments": dict(arguments)} if found and name in tools:
+            return _Draft(content=found[1], call=(name, orjson.dumps(arguments).decode()))
+    return _Draft(content=text)
+
+
+def _chance(ask: Ask, seed: int) -> random.Random:
+    return random.Random(f"{seed} {ask.seed} {xxhash.xxh3_64_intdigest(ask.prompt.data)}")  # noqa: S311 - text, no secret
 
 
 def _stopped(draft: _Draft, stops: tuple[str, ...]) -> _Draft:

@@ -11,6 +11,7 @@ import orjson
 
 from backends.emulated.tokens import Prompt, chat_prompt, content_text, text_prompt, token_prompt
 
+CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 ECHO = re.compile(r"<<echo:(.+?)>>", re.DOTALL)
 
 
@@ -30,13 +31,17 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One request, read. `tools` are the names that the answer may call; `echo` is the text that it should repeat."""
+    """One request, read. `tools` are the names that the answer may call; `echo` is the text that it should repeat.
+
+    With `choices` the answer is one of these texts.
+    """
 
     chat: bool
     model: str | None
     prompt: Prompt
     echo: str | None
     tools: frozenset[str]
+    choices: tuple[str, ...]
     max_tokens: int | None
     stop: tuple[str, ...]
     stream: bool
@@ -104,6 +109,7 @@ def _ask(document: Mapping[str, Any], header: str | None, **read: Any) -> Ask:
     return Ask(
         model=_value(document, "model", None, _is_text, "a text"),
         max_tokens=_value(document, limit, None, _is_count, "a positive integer"),
+        choices=_choices(document),
         stop=_stop(document.get("stop")),
         stream=_value(document, "stream", False, _is_flag, "true or false"),
         include_usage=options.get("include_usage") is True,
@@ -144,7 +150,7 @@ def _callable(tools: list[Any], choice: object) -> frozenset[str]:
 
 def _priority(document: Mapping[str, Any], header: str | None) -> int:
     """Lower is sooner. The header wins; one that is no integer is ignored, as vLLM does."""
-    body: int = _value(document, "priority", 0, _is_int, "an integer")
+    body: int = _value(document, "priority", 0, _is_int64, "an integer of 64 bits")
     try:
         return body if header is None else int(header)
     except ValueError:
@@ -156,6 +162,23 @@ def _stop(value: object) -> tuple[str, ...]:
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise _bad("stop", "must be a text or a list of texts")
     return tuple(stop for stop in stops if stop)
+
+
+def _choices(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of `structured_outputs`; constraints of other kinds are accepted and change nothing."""
+    wanted = _value(document, "structured_outputs", None, _is_object, "an object")
+    if wanted is None:
+        return ()
+    if sum(wanted.get(kind) is not None for kind in CONSTRAINTS) != 1:
+        raise _bad("structured_outputs", f"must be one of {', '.join(CONSTRAINTS)}")
+    if isinstance(document.get("tool_choice"), dict):
+        raise _bad("structured_outputs", "cannot be had together with a tool that must be called")
+    choice = wanted.get("choice")
+    if choice is None:
+        return ()
+    if not isinstance(choice, list) or not choice or not all(map(_is_text, choice)):
+        raise _bad("structured_outputs.choice", "must be a list of texts, and not empty")
+    return tuple(choice)
 
 
 def _echo(text: str) -> str | None:
@@ -180,6 +203,10 @@ def _bad(param: str, message: str) -> Refusal:
 
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
+
+
+def _is_int64(value: object) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _is_int(value: object) -> bool:

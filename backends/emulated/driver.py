@@ -19,7 +19,8 @@ TICK = 0.001  # uvloop's timers have this grain; a shorter pause is made up by t
 class Line:
     """What one client knows of its sequence, which ends for the reason `finish`.
 
-    Times are in seconds of the driver's clock, None until they happen.
+    Times are in seconds of the driver's clock, None until they happen. One that is `aborted` by the engine has its
+    answer so far.
     """
 
     def __init__(self, sequence: Sequence, finish: str, arrived: float) -> None:
@@ -31,6 +32,7 @@ class Line:
         self.cached = 0
         self.produced = 0
         self.closed = False
+        self.aborted = False
         self._wanted = 0
         self._waiter: asyncio.Future[None] | None = None
 
@@ -59,7 +61,10 @@ class Line:
 
 
 class Driver:
-    """Owns the engine and its lines. `finished` is told of each sequence that came to its end, with the time."""
+    """Owns the engine and its lines. `finished` is told of each sequence that came to its end, with the time.
+
+    At a level of sleep it takes what is submitted and does nothing with it.
+    """
 
     def __init__(
         self,
@@ -76,6 +81,7 @@ class Driver:
         self._due = 0.0
         self._lines: dict[str, Line] = {}
         self._work = asyncio.Event()
+        self.asleep: int | None = None
 
     def submit(self, sequence: Sequence, finish: str) -> Line:
         self.engine.add(sequence)
@@ -89,10 +95,25 @@ class Driver:
             self.engine.abort(line.sequence.id)
             line.close()
 
+    def sleep(self, level: int) -> None:
+        """Abort everything and stop. From level 1 on the cache is lost."""
+        self.asleep = level
+        now = self._clock()
+        for line in list(self._lines.values()):
+            line.aborted, line.finish = True, "abort"
+            self.leave(line)
+            self._finished(line, now)
+        if level:
+            self.engine.blocks.forget()
+
+    def wake(self) -> None:
+        self.asleep = None
+        self._work.set()
+
     async def run(self) -> None:
         """Step as long as there is work, wait while there is none; ends by cancellation only."""
         while True:
-            if self.engine.idle:
+            while self.engine.idle or self.asleep is not None:
                 self._work.clear()
                 await self._work.wait()
                 self._due = self._clock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -30,8 +30,9 @@ HISTOGRAMS = {
 class _Totals(Collector):
     """Reads the engine's own counters when it is asked, so that no step pays for it."""
 
-    def __init__(self, engine: Engine, labels: dict[str, str]) -> None:
+    def __init__(self, engine: Engine, labels: dict[str, str], asleep: Callable[[], int | None]) -> None:
         self._engine = engine
+        self._asleep = asleep
         self._labels = labels
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
@@ -56,9 +57,17 @@ class _Totals(Collector):
             "num_gpu_blocks": str(config.num_gpu_blocks),
             "enable_prefix_caching": "True",
         }
+        yield self._sleep_state(self._asleep())
         info = GaugeMetricFamily("vllm:cache_config_info", "The cache's configuration.", labels=list(told))
         info.add_metric(list(told.values()), 1)
         yield info
+
+    def _sleep_state(self, level: int | None) -> GaugeMetricFamily:
+        labels = [*self._labels, "sleep_state"]
+        family = GaugeMetricFamily("vllm:engine_sleep_state", "1 at the state that it is in.", labels=labels)
+        for state, at in (("awake", None), ("weights_offloaded", 1), ("discard_all", 2)):
+            family.add_metric([*self._labels.values(), state], level == at)
+        return family
 
     def _gauge(self, name: str, meaning: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, meaning, labels=list(self._labels))
@@ -72,12 +81,12 @@ class _Totals(Collector):
 
 
 class Metrics:
-    """The engine's registry; `observe` is told of each request that came to its end."""
+    """The engine's registry; `observe` is told of each request that came to its end, `asleep` the level of sleep."""
 
-    def __init__(self, model: str, engine: Engine) -> None:
+    def __init__(self, model: str, engine: Engine, asleep: Callable[[], int | None] = lambda: None) -> None:
         labels = {"engine": "0", "model_name": model}
         self._registry = CollectorRegistry()
-        self._registry.register(_Totals(engine, labels))
+        self._registry.register(_Totals(engine, labels, asleep))
         self._histograms = {
             name: Histogram(f"vllm:{name}", meaning, list(labels), registry=self._registry, buckets=buckets).labels(
                 **labels
@@ -112,7 +121,7 @@ class Metrics:
         for name, value in seen.items():
             self._histograms[name].observe(value)
         # vLLM's engine knows nothing of tool calls: to it such an answer stopped by itself.
-        self._success["length" if line.finish == "length" else "stop"].inc()
+        self._success[line.finish if line.finish in ("length", "abort") else "stop"].inc()
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -72,8 +72,14 @@ class Job:
     include_usage: bool = False
     fault: Fault | None = None
 
+    def said(self) -> Answer:
+        """The answer in the end: as far as it came, where the engine has aborted it."""
+        if not self.line.aborted:
+            return self.answer
+        return replace(self.answer, pieces=self.answer.pieces[: self.line.produced], finish="abort")
+
     def counts(self) -> dict[str, Any]:
-        return usage(self.line.sequence.prompt, len(self.answer.pieces), self.line.cached)
+        return usage(self.line.sequence.prompt, len(self.said().pieces), self.line.cached)
 
 
 class Generation(ABC):
@@ -106,9 +112,9 @@ class Whole(Generation):
 
     async def send(self, connection: Connection) -> bool:
         job = self.job
-        if not await job.line.reach(len(job.answer.pieces)):
+        if not await job.line.reach(len(job.answer.pieces)) and not job.line.aborted:
             return False
-        body = job.wire.whole(job.answer, job.counts())
+        body = job.wire.whole(job.said(), job.counts())
         size = (b"content-length", str(len(body)).encode())
         await connection.head([*job.headers, (b"content-type", b"application/json"), size])
         if job.fault is None:
@@ -133,6 +139,8 @@ class Stream(Generation):
         await connection.head([*job.headers, (b"content-type", b"text/event-stream; charset=utf-8")])
         while sent < len(job.answer.pieces):
             if not await job.line.reach(sent + 1):
+                if job.line.aborted:
+                    break
                 return False
             events = [] if sent else [job.wire.opening()]
             # More than one is new only if this client was slower than the engine's steps.
@@ -147,7 +155,7 @@ class Stream(Generation):
 
     def _end(self) -> list[bytes]:
         job = self.job
-        events = [job.wire.closing(job.answer.finish)]
+        events = [job.wire.closing(job.said().finish)]
         if job.include_usage:
             events.append(job.wire.usage(job.counts()))
         return [*events, DONE]

@@ -44,7 +44,7 @@ class Surface:
         self._script = script
         self._on_exit = on_exit
         self._started = int(time.time())
-        self._metrics = Metrics(model, self.engine)
+        self._metrics = Metrics(model, self.engine, asleep=lambda: self.driver.asleep)
         self.driver = Driver(self.engine, time_scale=options.time_scale, finished=self._metrics.observe)
 
     def app(self) -> Starlette:
@@ -59,10 +59,20 @@ class Surface:
                 Route("/metrics", self._tell_metrics),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/reset_prefix_cache", self._reset, methods=["POST"]),
+                Route("/kv_event_sources", self._tell_sources),
                 Route("/emulated/exit", self._exit, methods=["POST"]),
+                *(self._dev_routes() if self.options.dev_mode else ()),
             ],
             exception_handlers={Refusal: _refuse, HTTPException: _detail, ClientDisconnect: _nothing},
         )
+
+    def _dev_routes(self) -> list[Route]:
+        return [
+            Route("/sleep", self._sleep, methods=["POST"]),
+            Route("/wake_up", self._wake, methods=["POST"]),
+            Route("/is_sleeping", self._is_sleeping),
+            Route("/server_info", self._server_info),
+        ]
 
     async def _chat(self, request: Request) -> Response | Generation | Silence:
         return await self._answer(request, read_chat)
@@ -142,6 +152,28 @@ class Surface:
     async def _reset(self, request: Request) -> Response:
         self.engine.blocks.forget()
         return Response()
+
+    async def _tell_sources(self, request: Request) -> Response:
+        return _json({})
+
+    async def _sleep(self, request: Request) -> Response:
+        level, mode = request.query_params.get("level", "1"), request.query_params.get("mode", "abort")
+        if level not in ("0", "1", "2"):
+            raise Refusal(400, "Bad Request", "level: must be 0, 1 or 2", "query.level")
+        if mode != "abort":
+            raise Refusal(400, "Bad Request", "mode: this engine knows abort alone", "query.mode")
+        self.driver.sleep(int(level))
+        return _json({"status": "sleeping", "level": int(level)})
+
+    async def _wake(self, request: Request) -> Response:
+        self.driver.wake()
+        return _json({"status": "awake", "tags": None})
+
+    async def _is_sleeping(self, request: Request) -> Response:
+        return _json({"is_sleeping": self.driver.asleep is not None})
+
+    async def _server_info(self, request: Request) -> Response:
+        return _json({"vllm_config": {"scheduler_config": {"policy": "priority"}}})
 
     async def _exit(self, request: Request) -> Response:
         if self._on_exit is None or not self.options.faults:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from backends.base import BackendError, EngineReport, Reply, Request
+from backends.capabilities import Capabilities
 from backends.sql import answers
 from backends.sql.breaker import Breaker
 from backends.sql.options import SqlOptions
@@ -147,6 +148,10 @@ class SqlEngine:
             raise _down(left)
         counters = {"runs": self._runs, "kills": self._kills, "crashes": self._crashes}
         return EngineReport(running=int(self._busy), counters=counters)
+
+    async def capabilities(self) -> Capabilities:
+        """Nothing: what is asked of engines is about language models."""
+        return Capabilities()
 
     async def aclose(self) -> None:
         self._closed = True

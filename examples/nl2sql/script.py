@@ -19,6 +19,7 @@ TASKS = {
     "verify": "# Task: judge the answer",
     "fix": "# Task: repair the query",
 }
+APPROVAL = "OK: the statement says what the question asks, and the rows fit."
 
 Rule = dict[str, object]
 
@@ -47,7 +48,7 @@ def _rules(question: Question) -> list[Rule]:
     for mistake in mistakes:
         if mistake.kind == "rows":
             rules.append({"task": "verify", "quotes": [mistake.sql], "say": f"WRONG: {mistake.quote}"})
-    rules.append({"task": "verify", "say": "OK: the statement says what the question asks, and the rows fit."})
+    rules.append({"task": "verify", "say": APPROVAL})
     return rules
 
 

@@ -8,6 +8,7 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
+from policies.calls import Call
 from policies.catalog import Policies
 from policies.fleet import Fleet
 from policies.lines import Lines
@@ -15,6 +16,7 @@ from policies.pool import DECODE_WEIGHT, EngineState, EngineView
 from policies.protocols import Demand
 from policies.queue import LOST, StageQueue, Waiting
 from policies.routing.prefix import PrefixIndex
+from policies.routing.residency import Residency
 from policies.slack import urgency
 
 
@@ -27,11 +29,19 @@ class Floor:
     """Brings calls and engines together. Takes no decision of its own but the order of the steps."""
 
     def __init__(
-        self, *, fleet: Fleet, lines: Lines, prefixes: PrefixIndex, policies: Mapping[str, Policies], rng: Random
+        self,
+        *,
+        fleet: Fleet,
+        lines: Lines,
+        prefixes: PrefixIndex,
+        residency: Residency | None = None,
+        policies: Mapping[str, Policies],
+        rng: Random,
     ) -> None:
         self._fleet = fleet
         self._lines = lines
         self._prefixes = prefixes
+        self._residency = residency
         self._policies = policies
         self._rng = rng
 
@@ -55,6 +65,19 @@ class Floor:
                 else:
                     again = again or guest_waits
                     yield entry, choice
+
+    def sent(self, call: Call, engine: str) -> None:
+        """A call goes to this engine: the next one is placed by what it will hold."""
+        self._prefixes.sent(call.prefix, engine)
+        if self._residency is not None:
+            self._residency.sent(call, engine)
+
+    def _matches(self, call: Call, engines: Sequence[str]) -> Mapping[str, int]:
+        """How many leading tokens of its prompt each engine holds: by its own word where there is one."""
+        believed = self._prefixes.matches(call.prefix, engines)
+        if self._residency is None:
+            return believed
+        return {**believed, **self._residency.held(call, engines)}
 
     def _pass(
         self, group: tuple[str, ...], now: float, passed: list[Waiting]
@@ -111,7 +134,7 @@ class Floor:
         asked = [engine.name for engine in near if not gated or engine.pool == call.pool]
         # Even were all of the prompt there, the answer must fit.
         fitting = [engine for engine in near if engine.has_room(DECODE_WEIGHT * entry.estimate.output_tokens[0])]
-        matches = self._prefixes.matches(call.prefix, [engine.name for engine in fitting])
+        matches = self._matches(call, [engine.name for engine in fitting])
         views = []
         for engine in fitting:
             name = engine.name

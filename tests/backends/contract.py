@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 import pytest
@@ -49,6 +49,26 @@ async def test_what_is_wrong_with_a_request_is_an_answer_and_no_failure(case: Ca
     status, _, body = await ask(case.engine, nonsense)
     assert status == 400
     assert orjson.loads(body)["error"]["message"]
+
+
+async def test_an_answer_from_given_texts_is_one_of_them_and_may_be_a_call(case: Case) -> None:
+    asked = orjson.loads(case.quick.body)
+    if "messages" not in asked:
+        pytest.skip("an engine that speaks no language")
+    call = '<tool_call>{"name": "look", "arguments": {"at": "%s"}}</tool_call>'
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    plain = asked | {"structured_outputs": {"choice": ["this", "that"]}, "max_tokens": 200}
+    calling = plain | {"structured_outputs": {"choice": [call % "this", call % "that"]}, "tools": tools}
+    said = []
+    for body in (plain, calling):
+        status, _, answer = await ask(case.engine, replace(case.quick, body=orjson.dumps(body)))
+        assert status == 200
+        said.append(orjson.loads(answer)["choices"][0])
+    assert [one["finish_reason"] for one in said] == ["stop", "tool_calls"]
+    assert said[0]["message"]["content"] in {"this", "that"}
+    called = said[1]["message"]["tool_calls"][0]["function"]
+    assert called["name"] == "look"
+    assert orjson.loads(called["arguments"]) in [{"at": "this"}, {"at": "that"}]
 
 
 async def test_an_answer_that_nobody_reads_leaves_the_engine_fit_for_the_next(case: Case) -> None:

@@ -91,13 +91,23 @@ async def politely(exchange: Exchange) -> None:
         await exchange.whole(WHOLE)
 
 
+async def nothing(exchange: Exchange) -> None:
+    """No page of this name."""
+    await exchange.whole(b'{"detail":"Not Found"}', status=404)
+
+
 @dataclass(slots=True)
 class Recorder:
-    """The engine: `seen` are the requests so far and `ports` where they came from, `answer` says what it does."""
+    """The engine: `seen` are the requests so far and `ports` where they came from, `answer` says what it does.
+
+    What it is asked about itself (GET) are `questions`, and `tell` answers them.
+    """
 
     answer: Answer = politely
+    tell: Answer = nothing
     url: str = ""
     seen: list[Seen] = field(default_factory=list)
+    questions: list[Seen] = field(default_factory=list)
     metrics: bytes | None = None
     healthy: bool = True
     ports: set[int] = field(default_factory=set)
@@ -113,6 +123,10 @@ class Recorder:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         headers = [(name.decode("latin-1"), value.decode()) for name, value in scope["headers"]]
         seen = Seen(path=scope["path"], headers=headers, body=body)
+        if scope["method"] == "GET":
+            self.questions.append(seen)
+            await self.tell(Exchange(seen, receive, send))
+            return
         self.seen.append(seen)
         self.ports.add(scope["client"][1])
         await self.answer(Exchange(seen, receive, send))

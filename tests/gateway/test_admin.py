@@ -85,7 +85,9 @@ async def test_pools_and_engines_are_listed_with_what_they_do(shared: Running) -
     assert (engine["budget"], engine["on_loan"], engine["prefill"], engine["urgency"]) == (120_000.0, 0.0, 0.0, 0.0)
     assert 0 < engine["pressure"] < 1
     assert engine["prefix_tokens"] > 0
-    assert engine["counters"]["generation_tokens"] == 3
+    assert engine["counters"]["generation_tokens"] == 3 + 1  # one when it was asked what it can do
+    assert engine["can"]["version"] == "0.32.0+emulated"
+    assert (engine["can"]["kv_blocks"], engine["can"]["ordering"]) == (2048, "header")
     listed = (await shared.http.get("/admin/engines")).json()["engines"]
     by_name = {engine["name"]: engine for engine in listed}
     assert by_name["default/0"] == engine

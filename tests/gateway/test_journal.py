@@ -352,7 +352,7 @@ def test_a_line_that_a_crash_cut_off_is_no_step(tmp_path: Path) -> None:
     assert replay(path, plan().dispatcher()) is None
 
 
-@pytest.mark.parametrize("text", [b"", b"{}\n", b"[]\n", b'{"cortex": 2}\n', b'{"cortex": 99, "blueprint": {}}\n'])
+@pytest.mark.parametrize("text", [b"", b"{}\n", b"[]\n", b'{"cortex": 3}\n', b'{"cortex": 99, "blueprint": {}}\n'])
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "journal"
     path.write_bytes(text)

@@ -11,14 +11,20 @@ from tests.gateway.support import CHAT, MODEL, Running, chat, children, running,
 
 ADAPTER = (
     "import os, sys; os.execv(sys.executable,"
-    f" [sys.executable, '-m', 'backends.emulated', '--model', '{MODEL}', '--port', sys.argv[-1]])"
+    f" [sys.executable, '-m', 'backends.emulated', '--dev-mode', '--model', '{MODEL}', '--port', sys.argv[-1]])"
 )
 """An emulated engine in the place of a vLLM server: it takes the port and no other option."""
 TOKEN = {"Authorization": "Bearer admin"}
 
 
-def launched(folder: Path, most: int = 3) -> str:
-    launch = {"command": [sys.executable, "-c", ADAPTER], "gpus": 0, "grace": "1s", "logs": str(folder / "logs")}
+def launched(folder: Path, most: int = 3, **more: object) -> str:
+    launch = {
+        "command": [sys.executable, "-c", ADAPTER],
+        "gpus": 0,
+        "grace": "1s",
+        "logs": str(folder / "logs"),
+        **more,
+    }
     pool = {"model": MODEL, "backend": {"name": "vllm", "launch": launch}, "engines": {"min": 1, "max": most}}
     return written({"default": pool}, admin={"token": "admin"})
 
@@ -54,4 +60,22 @@ async def test_a_server_that_dies_is_replaced(tmp_path: Path) -> None:
         os.kill(server, signal.SIGKILL)
         await until(lambda: ready(up) not in ([first], []), "another engine")
         assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
+    assert servers() == before
+
+
+async def test_a_server_that_is_not_needed_sleeps_until_it_is(tmp_path: Path) -> None:
+    before = servers()
+    async with running(tmp_path, launched(tmp_path, most=2, asleep=1)) as up:
+        started = set[int]()
+        for wanted in (2, 1, 2):
+            await up.http.post("/admin/pools/default/scale", json={"engines": wanted}, headers=TOKEN)
+            await until(lambda wanted=wanted: len(up.gateway.runtime.engines) == len(ready(up)) == wanted, "engines")  # type: ignore[misc]
+            started = started or servers() - before
+            assert servers() - before == started
+        assert sorted(ready(up)) != ["default/0", "default/1"]
+        (woken,) = set(ready(up)) - {"default/0", "default/1"}
+        (awake,) = set(ready(up)) - {woken}
+        await up.http.post(f"/admin/engines/{awake}/drain", headers=TOKEN)
+        reply = await up.http.post(CHAT, json=chat(max_tokens=2))
+        assert (reply.status_code, reply.headers["x-workflow-engine"]) == (200, woken)
     assert servers() == before

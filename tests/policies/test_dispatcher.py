@@ -174,6 +174,23 @@ def test_engines_that_report_free_memory_are_given_what_waits_for_it() -> None:
     assert start.call == "waiting"
 
 
+def test_a_sleeping_engine_is_passed_over_and_given_what_waits_when_it_wakes() -> None:
+    desk = a_desk([a_pool(sequences=4, start=2, maximum=2)], policies=SLACK)
+    assert desk.tell(Reported(engine="p/0", alive=True, asleep=True), Start) == []
+    assert {started(desk, a_call(f"{number}")).engine for number in range(4)} == {"p/1"}
+    assert desk.arrive(a_call("waiting")) is None
+    [start] = desk.tell(Reported(engine="p/0", alive=True), Start)
+    assert (start.call, start.engine) == ("waiting", "p/0")
+
+
+def test_calls_wait_for_the_only_engine_to_wake() -> None:
+    desk = a_desk([a_pool(sequences=4)], policies=SLACK)
+    assert desk.tell(Reported(engine="p/0", alive=True, asleep=True), Start) == []
+    assert desk.arrive(a_call("waiting")) is None
+    [start] = desk.tell(Reported(engine="p/0", alive=True), Start)
+    assert start.call == "waiting"
+
+
 # --- whether at all ---
 
 

@@ -292,6 +292,16 @@ def test_what_an_engine_reports_is_kept() -> None:
     assert (state.reported_running, state.reported_waiting, state.kv_use) == (3, 2, 0.5)
 
 
+def test_an_engine_that_sleeps_is_not_usable_until_it_says_that_it_is_awake() -> None:
+    fleet = a_fleet(1)
+    fleet.reported(Reported(engine="p/0", alive=True, asleep=True), 0.0)
+    assert not engine(fleet, "p/0").usable(100.0)
+    fleet.reported(Reported(engine="p/0", alive=False), 100.0)  # silence says nothing of it
+    assert not engine(fleet, "p/0").usable(100.0)
+    fleet.reported(Reported(engine="p/0", alive=True), 101.0)
+    assert engine(fleet, "p/0").usable(101.0)
+
+
 # --- room ---
 
 

@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    "VLLM_SERVER_DEV_MODE": "1",  # sleep
 }
 ARGS = [
     *("--enforce-eager", "--dtype", "bfloat16", "--max-model-len", str(LONGEST), "--block-size", str(BLOCK)),

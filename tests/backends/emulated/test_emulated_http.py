@@ -185,6 +185,32 @@ async def test_a_scripted_call_is_text_where_its_tool_is_not_offered() -> None:
     assert other["choices"][0]["message"]["content"] == '```json\n{"path":"a"}\n```'
 
 
+async def test_an_answer_from_given_texts_is_the_scripted_one_or_by_chance_any() -> None:
+    prompt = "Write SQL\nQuestion: best region?"
+    call = f'Let me look.<tool_call>{{"name": "execute_sql", "arguments": {json.dumps({"sql": SQL})}}}</tool_call>'
+    other = call.replace("region", "store")
+    async with client() as c:
+
+        async def said(content: str, *texts: str, **more: Any) -> dict[str, Any]:
+            answer = await c.chat(content, structured_outputs={"choice": texts}, **more)
+            choice = answer["choices"][0]
+            return {**choice["message"], "finish": choice["finish_reason"]}
+
+        scripted = await said(prompt, other, call, tools=TOOLS)
+        as_text = await said(prompt, call)
+        broken = await said(prompt, "<tool_call>{</tool_call>", tools=TOOLS)
+        free = await c.chat("same", structured_outputs={"regex": "a+"}, max_tokens=2)
+        by_chance = {(await said(f"number {n}", "one", "two", "three"))["content"] for n in range(20)}
+        once, again = await said("same", "one", "two", "three"), await said("same", "one", "two", "three")
+    assert json.loads(scripted["tool_calls"][0]["function"]["arguments"]) == {"sql": SQL}
+    assert (scripted["content"], scripted["finish"]) == ("Let me look.", "tool_calls")
+    assert (as_text["content"], as_text["finish"]) == (call, "stop")
+    assert broken["content"] == "<tool_call>{</tool_call>"
+    assert by_chance == {"one", "two", "three"}
+    assert once == again
+    assert free["choices"][0]["finish_reason"] == "length"
+
+
 async def test_a_scripted_answer_costs_its_tokens_and_is_cut_at_max_tokens() -> None:
     async with client() as c:
         judged = await c.chat("Judge\nQuestion: best region?")
@@ -304,6 +330,27 @@ LONG = "x" * 400
         ("completions", {"prompt": "x", "stop": [1]}, 400, "BadRequestError", "stop"),
         ("completions", {"prompt": "x", "cache_salt": ""}, 400, "BadRequestError", "cache_salt"),
         ("completions", {"prompt": "x", "priority": "high"}, 400, "BadRequestError", "priority"),
+        ("completions", {"prompt": "x", "structured_outputs": 1}, 400, "BadRequestError", "structured_outputs"),
+        ("completions", {"prompt": "x", "structured_outputs": {}}, 400, "BadRequestError", "structured_outputs"),
+        (
+            "chat/completions",
+            {
+                "messages": [{"role": "u"}],
+                "tools": TOOLS,
+                "tool_choice": {"function": {"name": "execute_sql"}},
+                "structured_outputs": {"choice": ["x"]},
+            },
+            400,
+            "BadRequestError",
+            "structured_outputs",
+        ),
+        (
+            "completions",
+            {"prompt": "x", "structured_outputs": {"choice": []}},
+            400,
+            "BadRequestError",
+            "structured_outputs.choice",
+        ),
         ("completions", {"prompt": "x", "seed": 1.5}, 400, "BadRequestError", "seed"),
     ],
 )
