@@ -145,7 +145,8 @@ class BlockIndex:
             previous = xxh3_64_intdigest(memoryview(block).cast("B"), keyed(previous, keys))
             self._hashes[name] = previous
             self._counts[previous] = self._counts.get(previous, 0) + 1
-        if max(len(self._hashes), len(self._counts)) > self.most:  # there is no room for so many: some are gone unheard
+        if max(len(self._hashes), len(self._counts)) > self.most:
+            # There is no room for so many: some are gone unheard.
             self.begin(whole=False)
             return
         self._missing -= len(names)

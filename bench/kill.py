@@ -43,9 +43,9 @@ from gateway.listening import listening
 
 EMULATED: Final = (
     "import sys; from backends.emulated.__main__ import main;"
-    f" main(['--model', '{MODEL}', '--port', sys.argv[-1], '--decode-step', '0.1'])"
+    f" main(['--model', '{MODEL}', '--port', sys.argv[-1], '--decode-step', sys.argv[1]])"
 )
-"""An emulated engine in the place of a vLLM server: it takes the port and no other option."""
+"""An emulated engine in the place of a vLLM server: it takes the port, the seconds of a step, and no other option."""
 TOKENS: Final = 12
 REAL_ARGS: Final = (
     *("--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "2560", "--block-size", "32"),
@@ -236,7 +236,7 @@ async def killing(kills: int, *, at_once: int, every: float, chance: Random) -> 
     """Kill so many processes of engines, some at once."""
     for _ in range(0, kills, at_once):
         await asyncio.sleep(every)
-        alive = victims()
+        alive = await asyncio.to_thread(victims)  # reads many files, and the gateway is in this process
         for pid in chance.sample(alive, min(at_once, len(alive))):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -287,8 +287,9 @@ def _listens(address: str) -> bool:
         return probe.connect_ex((parts.hostname, parts.port)) == 0
 
 
-def emulated() -> dict[str, object]:
-    return {"command": [sys.executable, "-c", EMULATED]}
+def emulated(engines: int) -> dict[str, object]:
+    """Engines that are the slower the more there are, so that calls wait for them and not for this process."""
+    return {"command": [sys.executable, "-c", EMULATED, str(engines / 200)]}
 
 
 async def real(venv: Path, model: Path) -> dict[str, object]:
@@ -315,7 +316,9 @@ async def main(arguments: argparse.Namespace) -> int:
             result = await storm(launch, engines=3, kills=kills, every=3.0, clients=6, tokens=60)
     else:
         kills = arguments.kills or arguments.engines // 2
-        result = await storm(emulated(), engines=arguments.engines, kills=kills, at_once=max(1, kills // 20))
+        result = await storm(
+            emulated(arguments.engines), engines=arguments.engines, kills=kills, at_once=max(1, kills // 20)
+        )
     tell(f"{kills} kills in {time.monotonic() - began:.0f} s; all engines back {result.back:.1f} s after the last")
     tell("calls: " + ", ".join(f"{count} {how}" for how, count in sorted(result.seen.items())))
     tell(f"attempts that failed: {result.failed}")

@@ -259,7 +259,7 @@ class Dispatcher:
         pool, engine = tracked.call.pool, self._engine_of(tracked)
         touched = self._release(tracked, now, out)
         if event.trouble != "overloaded":
-            self.fleet.failed(engine, now, refused=False)
+            self.fleet.failed(engine, now, refused=event.trouble == "refused")
         tracked.entry.tried.add(engine.name)
         tracked.trouble = event.trouble
         over = event.final or tracked.attempts >= self._limits.attempts

@@ -85,7 +85,10 @@ async def texts(schemas: int, count: Count, data: Path = DATA) -> Texts:
 def corpus() -> list[str]:
     """Texts of the same kind, for a tokenizer to be made from."""
     recorded = [_recorded(path) for path in sorted((DATA / "databases").glob("*.json"))]
-    return [*map(preamble, STAGES), *recorded, *(_filled("", index) for index in range(8)), *_questions(DATA)]
+    rng = chance("corpus")
+    remarks = [_remark(rng, stage) for _ in range(100) for stage in STAGES]
+    generated = [_filled("", index) for index in range(8)]
+    return [*map(preamble, STAGES), *recorded, *generated, *_questions(DATA), *remarks]
 
 
 def flows(cell: Cell, repetition: int, told: Texts) -> list[Flow]:
@@ -124,16 +127,21 @@ def _flow(rng: Random, name: str, schema: int, repairs: int, told: Texts) -> Flo
 
 def _ask(rng: Random, name: str, stage: str, schema: int, told: Texts) -> Ask:
     """What is particular comes first in its message, so that no two share it."""
-    words = [f"[{name} {rng.randrange(10**9)}]", rng.choice(told.questions)]
+    words = [f"[{name} {rng.randrange(10**6)}]", rng.choice(told.questions)]
     length = TOKEN_BYTES * PARTICULAR * rng.uniform(0.8, 1.2)
     while sum(map(len, words)) < length:
-        one, other = rng.sample(NOUNS, 2)
-        words.append(
-            f"Mind {one} {rng.randrange(1000)} of {other}."
-            if stage == GENERATE
-            else f"Reading {one} of {other} {rng.randrange(1000)} failed: {other} has no column {one}_id."
-        )
+        words.append(_remark(rng, stage))
     return Ask(stage, told.preambles[stage] + "\n" + told.schemas[schema], " ".join(words))
+
+
+def _remark(rng: Random, stage: str) -> str:
+    one, other = rng.sample(NOUNS, 2)
+    said = (
+        "Mind that {0} belongs to {1}."
+        if stage == GENERATE
+        else "Reading {0} failed: {1} has no column of that name."
+    )
+    return said.format(one, other)
 
 
 def _recorded(path: Path) -> str:

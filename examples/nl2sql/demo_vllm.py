@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import fmean
 
+import httpx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -47,8 +48,9 @@ async def main(
                 at = await stack.enter_async_context(servers.started(folder, kv_blocks or KV_BLOCKS))
                 progress.remove_task(task)
             rounds = await play_all(playing(at, asked), progress, only=only, before=at.forget)
-    except NoServersError as error:
-        console.print(f"[red]cortex demo: {error}[/red]", highlight=False, soft_wrap=True)
+    except (NoServersError, httpx.HTTPError) as error:
+        trouble = str(error) if isinstance(error, NoServersError) else f"a server went away: {error}"
+        console.print(f"[red]cortex demo: {trouble}[/red]", highlight=False, soft_wrap=True)
         return 2
     console.print(_table(rounds, at))
     return _verdict(rounds, console)

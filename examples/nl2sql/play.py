@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -185,7 +185,8 @@ class _Engines:
 
         async def watch() -> None:
             while True:
-                kv.append((await self.sums())["vllm:kv_cache_usage_perc"])
+                with suppress(httpx.HTTPError):  # it is the runs that tell of an engine that went away
+                    kv.append((await self.sums())["vllm:kv_cache_usage_perc"])
                 await asyncio.sleep(SAMPLE_EVERY)
 
         async with asyncio.TaskGroup() as group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -111,6 +112,19 @@ async def test_without_servers_the_demo_says_in_a_line_what_to_do(
     async with serve(EmulatedOptions(num_gpu_blocks=500)) as other:
         assert await demo.main(["--attach", pair[0].url, other.url]) == 2
     assert "must be alike" in capsys.readouterr().out
+
+
+async def test_a_server_that_goes_away_ends_the_demo_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(serve(FAST))
+        two = await stack.enter_async_context(AsyncExitStack())
+        other = await two.enter_async_context(serve(EmulatedOptions(num_gpu_blocks=400, block_size=16)))
+        playing = asyncio.create_task(demo.main(["--attach", one.url, other.url, "--layout", "shared round-robin"]))
+        while other.engine.idle and not playing.done():
+            await asyncio.wait([playing], timeout=0.01)
+        await two.aclose()
+        assert await playing == 2
+    assert "a server went away" in capsys.readouterr().out
 
 
 async def test_a_machine_with_too_little_memory_is_told_so(tmp_path: Path) -> None:

@@ -167,5 +167,7 @@ async def shop(
             **more,
         )
         up = await stack.enter_async_context(running(folder, text))
+        for server in engines.values():  # what it was asked when it came up is not counted
+            server.engine.prompt_tokens = server.engine.generation_tokens = 0
         yield Shop(up, engines)
         await settled(up.gateway, *engines.values())

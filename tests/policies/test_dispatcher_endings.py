@@ -111,7 +111,7 @@ def test_an_engine_that_keeps_failing_is_left_out_and_tried_again_later() -> Non
         while start.engine != "p/0":
             desk.tell(Left(call=start.call), Abort)
             start = started(desk, a_call(f"{number} again"))
-        wakes = desk.tell(Failed(call=start.call, attempt=start.attempt, trouble="refused"), Wake)
+        wakes = desk.tell(Failed(call=start.call, attempt=start.attempt, trouble="broken"), Wake)
         desk.tell(Left(call=start.call), Abort)
     assert wakes == [Wake(at=1.0)]
     busy = started(desk, a_call("busy"))
@@ -120,6 +120,18 @@ def test_an_engine_that_keeps_failing_is_left_out_and_tried_again_later() -> Non
     desk.now = 1.0
     [probe] = desk.tell(Woken(), Start)
     assert (probe.call, probe.engine) == ("waiting", "p/0")
+
+
+def test_an_engine_at_which_nobody_listens_is_left_out_at_once_where_others_can_serve() -> None:
+    desk = a_desk([a_pool(start=2, maximum=2, sequences=4)])
+    start = started(desk, a_call("first"))
+    again = fail(desk, start, "refused")
+    assert isinstance(again, Start)
+    others = [started(desk, a_call(str(number))) for number in range(3)]
+    assert {one.engine for one in (again, *others)} == {"p/0", "p/1"} - {start.engine}
+    alone = a_desk([a_pool(start=1, maximum=1)])
+    assert isinstance(fail(alone, started(alone, a_call("1")), "refused"), Refused)
+    assert started(alone, a_call("2")).engine == "p/0"
 
 
 # --- leaving, joining, recalling ---

@@ -77,7 +77,7 @@ def test_a_long_life_loses_and_doubles_nothing_and_can_be_lived_again(seed: int)
     ids=["another quantum", "another priority", "another scorer"],
 )
 def test_a_replay_under_another_policy_decides_otherwise(changed: PolicySet) -> None:
-    steps = lived(some_ops(3, 400)).steps
+    steps = lived(some_ops(4, 400)).steps
     assert replayed(steps, a_dispatcher()) is None
     assert replayed(steps, a_dispatcher(changed)) is not None
 
