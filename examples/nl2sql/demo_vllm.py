@@ -108,7 +108,7 @@ def _figures(at: Servers) -> Mapping[str, Callable[[Round], str]]:
         "prefill tokens computed": lambda played: (
             f"{played.engines['vllm:request_prefill_kv_computed_tokens_sum']:,.0f}"
         ),
-        "KV blocks in use, mean / peak": lambda played: (
+        "KV blocks, mean / peak": lambda played: (
             f"{at.kv_blocks * fmean(played.kv):.0f} / {at.kv_blocks * max(played.kv):.0f}"
         ),
         "SQL answers from cache": lambda played: played.sql_hits,
