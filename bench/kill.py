@@ -48,7 +48,7 @@ EMULATED: Final = (
 """An emulated engine in the place of a vLLM server: it takes the port, the seconds of a step, and no other option."""
 TOKENS: Final = 12
 REAL_ARGS: Final = (
-    *("--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "2560", "--block-size", "32"),
+    *("--enforce-eager", "--dtype", "float32", "--max-model-len", "2560", "--block-size", "32"),
     *("--kv-cache-memory-bytes", "64M", "--num-gpu-blocks-override", "400", "--max-num-seqs", "16"),
 )
 REAL_ENVIRONMENT: Final = {

@@ -39,7 +39,7 @@ ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
 }
 ARGS = (
-    *("--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "4096", "--block-size", "32"),
+    *("--enforce-eager", "--dtype", "float32", "--max-model-len", "4096", "--block-size", "32"),
     *("--kv-cache-memory-bytes", "64M", "--max-num-seqs", "16"),
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
 )

@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # sleep
 }
 ARGS = [
-    *("--enforce-eager", "--dtype", "bfloat16", "--max-model-len", str(LONGEST), "--block-size", str(BLOCK)),
+    *("--enforce-eager", "--dtype", "float32", "--max-model-len", str(LONGEST), "--block-size", str(BLOCK)),
     *("--kv-cache-memory-bytes", "64M", "--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", "16"),
     *("--enable-request-id-headers", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
 ]
