@@ -48,6 +48,8 @@ class HttpEngine:
         response = await self._head(request)
         patience = _Patience(response.content, request.idle_timeout)
         try:
+            if response.status == 500:
+                await self._survived()
             yield Reply(
                 status=response.status,
                 headers=tuple(response.headers.items()),
@@ -74,6 +76,14 @@ class HttpEngine:
             raise BackendError("the engine did not answer in time", trouble="timeout", retryable=True) from error
         except (aiohttp.ClientError, OSError) as error:
             raise BackendError("the engine broke the connection", trouble="broken", retryable=True) from error
+
+    async def _survived(self) -> None:
+        """A vLLM server whose engine process has died says 500 to every request until it has ended itself: that is
+        no answer to any of them. Raises BackendError then."""
+        try:
+            await self.check()
+        except BackendError as error:
+            raise BackendError("the engine has died", trouble="broken", retryable=True) from error
 
     async def report(self) -> EngineReport:
         """Read the engine's metrics. A server that has none but answers /health counts as alive."""

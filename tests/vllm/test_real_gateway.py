@@ -128,5 +128,5 @@ async def test_an_idle_pools_engine_is_borrowed_and_given_back(pair: Pair, tmp_p
         assert borrowed["menders/0"] > 0
         assert borrowed["writers/0"] > 0
         assert all(engine.on_loan == 0 for engine in up.gateway.runtime.dispatcher.fleet)
-        assert await crowd("mend", 2) == {"menders/0": 2}
+        assert (await crowd("mend", 4))["menders/0"] > 0
         await settled(up.gateway)
