@@ -23,7 +23,7 @@ RELAUNCH_FIRST, RELAUNCH_LONGEST = 0.5, 30.0
 @dataclass(slots=True)
 class _Roster:
     spec: PoolSpec
-    pace: Pace
+    pace: Pace = field(default_factory=Pace)
     engines: dict[str, EngineState] = field(default_factory=dict)
     target: int = 0
     named: int = 0
@@ -38,14 +38,12 @@ class Fleet:
     """Every engine by name and by pool. Owned by the dispatcher; changes come back as actions to carry out."""
 
     def __init__(self, specs: Mapping[str, PoolSpec]) -> None:
-        self.borrowers = lending(specs)
-        sharing = groups(self.borrowers)
-        common = {group: Pace() for group in sharing.values() if len(group) > 1}
-        self._rosters = {name: _Roster(spec, Pace(common.get(sharing[name]))) for name, spec in specs.items()}
+        self._rosters = {name: _Roster(spec) for name, spec in specs.items()}
         self._engines: dict[str, EngineState] = {}
         self._lenders = {name: spec.lenders or (name,) for name, spec in specs.items()}
         self._serving: dict[str, list[EngineState]] = {}
         self._together: dict[tuple[str, ...], list[EngineState]] = {}
+        self.borrowers = lending(specs)
 
     def __iter__(self) -> Iterator[EngineState]:
         return iter(self._engines.values())

@@ -26,30 +26,18 @@ class Line:
     The slope is drawn to what was believed before where x hardly varies, the base only until enough has been seen.
     """
 
-    def __init__(self, base: float, slope: float, typical: float, common: Line | None = None) -> None:
-        """`typical` is a usual deviation of x from its mean, which gives the believed slope its weight. What is
-        believed is `common`, where there is one: it is shown all that its lines are shown."""
-        self._base, self._assumed = base, base
-        self._slope, self._believed = slope, slope
-        self._common = common
+    def __init__(self, base: float, slope: float, typical: float) -> None:
+        """`typical` is a usual deviation of x from its mean, which gives the believed slope its weight."""
+        self.base = base
+        self.slope = slope
+        self._assumed, self._believed = base, slope
         self._inertia = BELIEF * typical * typical
         self._belief = BELIEF
         self._weight = 0.0
         self._x = self._y = self._xx = self._xy = 0.0
 
-    @property
-    def base(self) -> float:
-        return self._base if self._weight or self._common is None else self._common.base
-
-    @property
-    def slope(self) -> float:
-        return self._slope if self._weight or self._common is None else self._common.slope
-
     def observe(self, x: float, y: float) -> None:
         """Take in a point; the old ones fade."""
-        if self._common is not None:
-            self._common.observe(x, y)
-            self._assumed, self._believed = self._common.base, self._common.slope
         keep = 1.0 - 1.0 / MEMORY
         self._weight = self._weight * keep + 1.0
         share = 1.0 / self._weight
@@ -58,22 +46,18 @@ class Line:
         self._y += share * dy
         self._xx = self._xx * keep + dx * (x - self._x)
         self._xy = self._xy * keep + dx * (y - self._y)
-        self._slope = max(0.0, (self._xy + self._inertia * self._believed) / (self._xx + self._inertia))
+        self.slope = max(0.0, (self._xy + self._inertia * self._believed) / (self._xx + self._inertia))
         self._belief *= keep
         trust = self._weight / (self._weight + self._belief)
-        self._base = (1.0 - trust) * self._assumed + trust * max(0.0, self._y - self._slope * self._x)
+        self.base = (1.0 - trust) * self._assumed + trust * max(0.0, self._y - self.slope * self._x)
 
 
 class Pace:
-    """The two lines of a pool: to the first token over prompt tokens, and per token over calls side by side.
+    """The two lines of a pool: to the first token over prompt tokens, and per token over calls side by side."""
 
-    As long as little is known of a pool, it is taken to be as fast as those that it shares engines with, which have
-    `common`: else one that is known to be quick would draw the first calls of another that is as quick.
-    """
-
-    def __init__(self, common: Pace | None = None) -> None:
-        self._first: Line = Line(0.0, PREFILL, 1000.0, None if common is None else common._first)
-        self._step: Line = Line(FIXED, SEQUENCE, 10.0, None if common is None else common._step)
+    def __init__(self) -> None:
+        self._first = Line(0.0, PREFILL, 1000.0)
+        self._step = Line(FIXED, SEQUENCE, 10.0)
 
     @property
     def prefill(self) -> float:

@@ -187,19 +187,3 @@ def test_only_answers_of_language_models_tell_of_the_pace(fate: Fate, kind: Kind
     desk.tell(Finished(call="c", attempt=start.attempt, outcome=outcome), Start)
     [engine] = desk.dispatcher.fleet
     assert (engine.pace.decode(1.0, 1.0, 0.0) > FIXED + SEQUENCE) is learned
-
-
-def test_of_whom_nothing_is_known_is_as_fast_as_its_neighbours_until_more_is_known() -> None:
-    quick, slow = PARTS[1], PARTS[2]
-    common = Pace()
-    seen, unseen = Pace(common), Pace(common)
-    assert unseen.decode(100, 1, 0.0) == Pace().decode(100, 1, 0.0)
-    for _ in range(300):
-        seen.learn(answer(1000, 1, 0.0, quick, 50), computed=1000, crowd=1, pressure=0.0)
-    believed = seen.decode(100, 1, 0.0)
-    assert believed == pytest.approx(100 * (quick[0] + quick[1]), rel=0.05)
-    assert unseen.decode(100, 1, 0.0) == pytest.approx(believed, rel=0.1)
-    for _ in range(300):
-        unseen.learn(answer(1000, 1, 0.0, slow, 50), computed=1000, crowd=1, pressure=0.0)
-    assert unseen.decode(100, 1, 0.0) == pytest.approx(100 * (slow[0] + slow[1]), rel=0.05)
-    assert seen.decode(100, 1, 0.0) == believed
