@@ -13,14 +13,20 @@ import pytest
 
 from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import EmulatedServer, serve
-from examples.nl2sql import agent, choices, demo, demo_vllm, questions, servers
-from examples.nl2sql.play import Round, play
+from examples.nl2sql import agent, choices, database, demo, demo_vllm, questions, servers
+from examples.nl2sql.play import DATABASE, Round, play
 from examples.nl2sql.questions import Question
 from examples.nl2sql.script import FILE
 
 ASKED = demo_vllm.chosen(questions.load())
 PROMPTS = {path.stem: path.read_text(encoding="utf-8") for path in FILE.parent.glob("prompts/*.md")}
 FAST = EmulatedOptions(time_scale=50.0, num_gpu_blocks=400, block_size=16, max_model_len=4096)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _database() -> None:
+    """Where the demos look for it."""
+    database.make(DATABASE)
 
 
 def offered(question: Question, stage: str, sql: str = "") -> list[str]:

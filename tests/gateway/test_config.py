@@ -125,7 +125,7 @@ MISTAKES = [
      "15: pools.default.backend.launch.gpus: must be a share of one GPU, such as 0.5, or a whole number of them"),
     ("attach: [http://gpu-a:8000]", "launch: {commnad: [vllm]}",
      "15: pools.default.backend.launch.commnad: no such key (keys: command, model, args, env, gpus, devices, ready, "
-     "stagger, grace, logs)"),
+     "stagger, grace, asleep, logs)"),
     ("attach: [http://gpu-a:8000]", "salt: true",
      "13: pools.default.backend: needs attach, addresses of servers that run elsewhere, or launch, and not both"),
     ("attach: [http://gpu-a:8000]", "attach: [http://gpu-a:8000]\n      launch: {}",
@@ -278,7 +278,7 @@ MISTAKES = [
      "36: workflows.nl2sql.edges[3].to: no edge can lead back to 'start'"),
     ("[http://gpu-a:8000]", "5", "15: pools.default.backend.attach: must be a list, not the number 5"),
     ("attach: [", "attatch: [",
-     "15: pools.default.backend.attatch: no such key (keys: name, attach, launch, api_key, priority, salt)"),
+     "15: pools.default.backend.attatch: no such key (keys: name, attach, launch, api_key, priority, salt, kv_events, tokenize)"),
     ("sales: sales.duckdb", "sales: 5",
      "20: pools.warehouse.backend.databases.sales: must be a path, not the number 5"),
     ("  port: 8080", "  journal: [a]", "2: server.journal: must be a path, not a list"),
