@@ -278,7 +278,8 @@ MISTAKES = [
      "36: workflows.nl2sql.edges[3].to: no edge can lead back to 'start'"),
     ("[http://gpu-a:8000]", "5", "15: pools.default.backend.attach: must be a list, not the number 5"),
     ("attach: [", "attatch: [",
-     "15: pools.default.backend.attatch: no such key (keys: name, attach, launch, api_key, priority, salt, kv_events, tokenize)"),
+     "15: pools.default.backend.attatch: no such key (keys: name, attach, launch, api_key, priority, salt, "
+     "kv_events, tokenize)"),
     ("sales: sales.duckdb", "sales: 5",
      "20: pools.warehouse.backend.databases.sales: must be a path, not the number 5"),
     ("  port: 8080", "  journal: [a]", "2: server.journal: must be a path, not a list"),
