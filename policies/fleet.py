@@ -102,12 +102,11 @@ class Fleet:
             case Drained():
                 return self.drained(event.engine, now)
             case EngineUp():
-                self.up(event)
+                return self.up(event, now)
             case EngineGone():
                 return self.gone(event.engine, now)
             case Woken():
                 return self.woken(now)
-        return []
 
     def scaled(self, pool: str, engines: int, now: float) -> list[Action]:
         """Set how many engines a pool shall have, within its bounds."""
@@ -128,16 +127,18 @@ class Fleet:
         state.status, state.for_good = "draining", True
         return self._retired(state) + self.reconcile(state.pool, now)
 
-    def up(self, event: EngineUp) -> None:
-        """An engine is ready. One that was drained while it started is not known any more."""
+    def up(self, event: EngineUp, now: float) -> list[Action]:
+        """An engine is ready, so others can be had at once too. One that was drained while it started is not known
+        any more."""
         state = self._engines.get(event.engine)
         if state is None:
-            return
+            return []
         state.limits, state.budget = event.limits, event.limits.work
         if state.status == "starting":
             state.status = "ready"
         roster = self._rosters[state.pool]
         roster.launch_failures, roster.launch_after = 0, 0.0
+        return self.reconcile(state.pool, now)
 
     def gone(self, engine: str, now: float) -> list[Action]:
         """An engine has ended, and is replaced if the pool wants as many as before. It is forgotten when the last

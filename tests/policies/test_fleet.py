@@ -22,7 +22,7 @@ def a_fleet(engines: int = 0, *, maximum: int = 4) -> Fleet:
 def up(fleet: Fleet, actions: list[Action]) -> None:
     for action in actions:
         if isinstance(action, Launch):
-            fleet.up(EngineUp(engine=action.engine, limits=LIMITS))
+            fleet.up(EngineUp(engine=action.engine, limits=LIMITS), 0.0)
 
 
 def engine(fleet: Fleet, name: str) -> EngineState:
@@ -136,14 +136,14 @@ def test_an_engine_drained_while_it_starts_is_ended_and_its_coming_up_ignored() 
     fleet = Fleet({"p": a_pool(minimum=0)})
     fleet.scaled("p", 1, 0.0)
     assert fleet.drained("p/0", 0.0) == [Retire(pool="p", engine="p/0")]
-    fleet.up(EngineUp(engine="p/0", limits=LIMITS))
+    fleet.up(EngineUp(engine="p/0", limits=LIMITS), 0.0)
     assert statuses(fleet) == {}
 
 
 def test_a_pool_at_its_minimum_gets_another_engine_for_the_one_that_is_drained() -> None:
     fleet = Fleet({"p": a_pool()})
     fleet.scaled("p", 1, 0.0)
-    fleet.up(EngineUp(engine="p/0", limits=LIMITS))
+    fleet.up(EngineUp(engine="p/0", limits=LIMITS), 0.0)
     assert fleet.drained("p/0", 0.0) == [Retire(pool="p", engine="p/0"), Launch(pool="p", engine="p/1")]
     assert fleet.target("p") == 1
 
@@ -168,7 +168,7 @@ def test_a_lost_engine_is_forgotten_when_the_last_of_its_calls_has_been_heard_of
     assert names(fleet.gone("p/0", 0.0), Retire) == []
     assert statuses(fleet) == {"p/0": "gone", "p/1": "starting"}
     assert fleet.drained("p/0", 0.0) == []
-    fleet.up(EngineUp(engine="p/0", limits=LIMITS))
+    fleet.up(EngineUp(engine="p/0", limits=LIMITS), 0.0)
     assert statuses(fleet)["p/0"] == "gone"
     engine(fleet, "p/0").give_back(1, 0.0)
     assert fleet.settle(engine(fleet, "p/0"), 0.0) == [Retire(pool="p", engine="p/0")]
@@ -189,7 +189,7 @@ def test_failed_launches_are_tried_again_after_growing_pauses() -> None:
     assert pauses[:4] == [0.5, 1.0, 2.0, 4.0]
     assert pauses[-1] == RELAUNCH_LONGEST
     assert fleet.next_turn(now) is None
-    fleet.up(EngineUp(engine=launch, limits=LIMITS))
+    fleet.up(EngineUp(engine=launch, limits=LIMITS), now)
     [launch] = names(fleet.gone(launch, now), Launch)
     fleet.gone(launch, now)
     assert fleet.next_turn(now) == now + 0.5
@@ -344,3 +344,12 @@ def test_lent_engines_serve_after_the_own_ones() -> None:
 def test_pools_are_grouped_by_the_engines_that_they_share_directly_or_not() -> None:
     borrowers = {"a": ("a",), "b": ("a", "b"), "c": ("b", "c"), "d": ("d",)}
     assert groups(borrowers) == {"a": ("a", "b", "c"), "b": ("a", "b", "c"), "c": ("a", "b", "c"), "d": ("d",)}
+
+
+def test_a_launch_that_was_put_off_is_tried_again_when_another_engine_has_come_up() -> None:
+    fleet = Fleet({"p": a_pool(minimum=0, maximum=4)})
+    fleet.scaled("p", 3, 0.0)
+    assert names(fleet.gone("p/0", 1.0), Launch) == []
+    assert fleet.next_turn(1.0) == 1.5
+    assert names(fleet.up(EngineUp(engine="p/1", limits=LIMITS), 1.2), Launch) == ["p/3"]
+    assert statuses(fleet) == {"p/1": "ready", "p/2": "starting", "p/3": "starting"}

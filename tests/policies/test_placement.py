@@ -44,7 +44,7 @@ class Hall:
         for name, spec in self.specs.items():
             for action in self.fleet.scaled(name, spec.start, 0.0):
                 assert isinstance(action, Launch)
-                self.fleet.up(EngineUp(engine=action.engine, limits=spec.limits))
+                self.fleet.up(EngineUp(engine=action.engine, limits=spec.limits), 0.0)
                 self.prefixes.add_engine(action.engine, None)
 
     def engine(self, name: str) -> EngineState:
