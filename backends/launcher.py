@@ -29,6 +29,20 @@ HOST: Final = "127.0.0.1"
 TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 16_384
 _ASK_EVERY: Final = 0.25
+OFFLINE: Final[Mapping[str, str]] = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+}
+"""The environment of a vLLM server that asks nobody for anything."""
+ON_A_CPU: Final[Mapping[str, str]] = {**OFFLINE, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+CPU_ARGS: Final = (
+    *("--enforce-eager", "--dtype", "float32", "--block-size", "32"),
+    *("--kv-cache-memory-bytes", "64M", "--max-num-seqs", "16"),
+)
+"""What makes vLLM's CPU build fit for small servers side by side, a core each. In float32: many a CPU has no
+instructions for bfloat16, and takes seven times as long with it."""
 KV_EVENTS: Final = (
     '{"enable_kv_cache_events": true, "publisher": "zmq", '
     '"endpoint": "ipc://{folder}/{port}.kv", "replay_endpoint": "ipc://{folder}/{port}.replay"}'

@@ -35,6 +35,7 @@ import orjson
 import uvloop
 
 import backends.vllm
+from backends.launcher import CPU_ARGS, ON_A_CPU
 from bench.site import CHAT, MODEL, body, machine, tell
 from gateway.cli import read_config
 from gateway.compose import compose
@@ -47,18 +48,7 @@ EMULATED: Final = (
 )
 """An emulated engine in the place of a vLLM server: it takes the port, the seconds of a step, and no other option."""
 TOKENS: Final = 12
-REAL_ARGS: Final = (
-    *("--enforce-eager", "--dtype", "float32", "--max-model-len", "2560", "--block-size", "32"),
-    *("--kv-cache-memory-bytes", "64M", "--num-gpu-blocks-override", "400", "--max-num-seqs", "16"),
-)
-REAL_ENVIRONMENT: Final = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_HOST_IP": "127.0.0.1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-}
+REAL_ARGS: Final = (*CPU_ARGS, "--max-model-len", "2560", "--num-gpu-blocks-override", "400")
 PATIENCE: Final = 300.0
 """Seconds until all engines are there again, and until nothing is held any more."""
 
@@ -301,7 +291,7 @@ async def real(venv: Path, model: Path) -> dict[str, object]:
         "command": [str(venv / "bin" / "vllm"), "serve"],
         "model": str(model),
         "args": REAL_ARGS,
-        "env": REAL_ENVIRONMENT,
+        "env": ON_A_CPU,
         "grace": "10s",
     }
 

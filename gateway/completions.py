@@ -7,21 +7,18 @@ answer then belongs to nobody: it is read off the engine as long as one of those
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
 from typing import Final, Protocol
 
 import orjson
 
 from backends.artifacts.tiers import Artifacts
-from backends.base import Request
 from backends.flights import Flight, Flights
-from gateway import headers as names
-from gateway.answers import Tokens, cut_short, finished, whole_answer
-from gateway.attempts import Attempt, begun
+from gateway.answers import Tokens
+from gateway.computing import Completion, Computed, Read
 from gateway.intake import Asked, Intake
 from gateway.openai import sse
 from gateway.openai.errors import ApiError, interrupted
@@ -33,10 +30,7 @@ from gateway.runtime import Runtime
 from gateway.settings import Config
 from gateway.tape import Tape
 from policies.artifacts import Artifact, Head, Name
-from policies.calls import Call, Outcome, Source
-from policies.events import Start
-
-Read = Callable[[], Awaitable[Call]]
+from policies.calls import Call
 
 SCOPE: Final = "completions"
 """No topic of agentic state has a scope of this name: no client comes by what is kept here, or puts it there."""
@@ -59,32 +53,6 @@ class Counts(Protocol):
     def completion_looked_up(self, pool: str, cache: str) -> None: ...
 
     def completion_saved(self, pool: str, seconds: float) -> None: ...
-
-
-@dataclass(slots=True, kw_only=True)
-class Completion:
-    """An answer that has begun: whole in `body`, or as `events`, which are there a batch after the other.
-
-    `cache` says where it comes from: `hit`, `joined`, `miss`; nothing where nobody looked. `start` is there where an
-    engine was asked for this very call. `tokens` and `seconds`, what it took the engine, are known at its end.
-    """
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    start: Start | None = None
-    cache: str = ""
-    body: bytes = b""
-    events: AsyncIterator[list[bytes]] | None = None
-    tokens: Tokens = field(default_factory=Tokens)
-    seconds: float = 0.0
-
-    def reply_headers(self, asked: Asked) -> list[tuple[str, str]]:
-        """The headers of the reply that passes it on."""
-        return [*names.reply(self.headers), *asked.reply_headers(self.start, cache=self.cache)]
-
-    def outcome(self, source: Source) -> Outcome:
-        """How a call ended that was given this answer without an engine."""
-        return Outcome(fate="ok" if self.status == 200 else "error", source=source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +122,7 @@ class Completions:
         read: Read | None = None
         if self._residence is not None:
             read = partial(self._residence.read, call, payload, self._intake.salt(asked, payload, call.pool))
-        return _Computed(self._runtime, call, request, stream=payload.stream, read=read)
+        return Computed(self._runtime, call, request, stream=payload.stream, read=read)
 
     @asynccontextmanager
     async def _recalled(self, wish: _Wish) -> AsyncIterator[Completion]:
@@ -279,61 +247,6 @@ class Completions:
         await self._artifacts.keep(Artifact(head, value))
 
 
-class _Computed:
-    """An answer from an engine. A class: generators cost a short call more than all that they do here."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        call: Call,
-        request: Callable[[Start], Request],
-        *,
-        stream: bool,
-        read: Read | None = None,
-    ) -> None:
-        """`read` makes of the call what is known once its prompt has been read."""
-        self._runtime = runtime
-        self._open = runtime.ticket(call)
-        self._read = read
-        self._request = request
-        self._stream = stream
-        self._begun: AbstractAsyncContextManager[Attempt] | None = None
-        self._events: AsyncGenerator[list[bytes], None] | None = None
-
-    async def __aenter__(self) -> Completion:
-        if self._read is not None:
-            self._open = self._runtime.ticket(await self._read())
-        ticket = await self._open.__aenter__()
-        opened = begun(self._runtime, ticket, self._request, stream=self._stream)
-        try:
-            attempt = await opened.__aenter__()
-            self._begun = opened
-            return self._found(attempt)
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._events is not None:
-                await self._events.aclose()
-            if self._begun is not None:
-                await self._begun.__aexit__(kind, error, trace)
-        finally:
-            await self._open.__aexit__(kind, error, trace)
-
-    def _found(self, attempt: Attempt) -> Completion:
-        found = Completion(status=attempt.status, headers=attempt.headers, start=attempt.start, body=attempt.body)
-        if attempt.rest is None:
-            found.tokens = whole_answer(attempt)
-            found.seconds = self._runtime.now() - attempt.began
-        else:
-            found.events = self._events = _live(found, attempt, attempt.rest)
-        return found
-
-
 class _Ends:
     """Which choices of an answer have begun and which of them have ended, of so many that were asked for."""
 
@@ -367,29 +280,6 @@ def _key(payload: Payload, body: bytes) -> str:
     """What is asked. The order of the members says nothing; the order within each does: prompts are made of it."""
     said = sorted((name, value) for name, value in values(body).items() if name not in SILENT)
     return hashlib.blake2b(orjson.dumps([FORMAT, payload.endpoint, said])).hexdigest()
-
-
-async def _live(
-    found: Completion, attempt: Attempt, rest: AsyncIterator[list[bytes]]
-) -> AsyncGenerator[list[bytes], None]:
-    """An engine's events as they come; reports their end. One that is broken does not come, those before it do."""
-    tokens = found.tokens
-    batch: list[bytes] | None = attempt.held
-    with cut_short(attempt):
-        while batch is not None:
-            for index, event in enumerate(batch):
-                try:
-                    tokens.count(event)
-                except ApiError:
-                    if index:
-                        yield batch[:index]
-                    raise
-            yield batch
-            batch = await anext(rest, None)
-        if not tokens.done:
-            raise interrupted()
-    found.seconds = attempt.ticket.runtime.now() - attempt.began
-    finished(attempt, tokens)
 
 
 async def _at_once(text: bytes) -> AsyncIterator[list[bytes]]:

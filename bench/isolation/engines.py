@@ -17,7 +17,7 @@ from backends.capabilities import KvSource
 from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import serve
 from backends.gpus import Gpus, devices_of_this_machine
-from backends.launcher import LaunchedServers, LaunchOptions, vllm_command
+from backends.launcher import CPU_ARGS, OFFLINE, ON_A_CPU, LaunchedServers, LaunchOptions, vllm_command
 from backends.vllm import HttpEngine
 from bench.isolation.cells import BLOCK, SEQUENCES
 from bench.isolation.flows import corpus
@@ -28,14 +28,7 @@ LONGEST = 2560
 """Tokens of a prompt and its answer: 80 blocks, so that the smallest memory holds one call and a bit."""
 BUDGET = 2048
 """Tokens that an engine computes in one step."""
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_HOST_IP": "127.0.0.1",
-    "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
-}
-ON_A_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # for /reset_prefix_cache
 SMALL = ("--hidden", "512", "--layers", "6")
 """A model of 20 million parameters: a prompt takes a core about a second."""
 
@@ -95,22 +88,14 @@ class Servers:
             await asyncio.gather(*(cluster.aclose() for cluster in clusters))
 
     def options(self, model: Path, blocks: int, source: KvSource) -> LaunchOptions:
-        """Two servers share a GPU. The CPU's have a core each and compile nothing, and compute in float32: many a CPU
-        has no instructions for bfloat16, and takes seven times as long with it."""
+        """Two servers share a GPU; the CPU's have a core each."""
         events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": source.endpoint}
         events |= {"replay_endpoint": source.replay, "topic": source.topic}
         share = 0.5 if self.gpu else 0.0
-        args = [
-            "--dtype",
-            "bfloat16" if self.gpu else "float32",
-            "--max-model-len",
-            str(LONGEST),
-            "--block-size",
-            str(BLOCK),
-        ]
+        on_a_gpu = ("--load-format", "dummy", "--dtype", "bfloat16", "--block-size", str(BLOCK))
+        args = [*(on_a_gpu if self.gpu else CPU_ARGS), "--max-model-len", str(LONGEST)]
         args += ["--num-gpu-blocks-override", str(blocks), "--max-num-seqs", str(SEQUENCES)]
         args += ["--max-num-batched-tokens", str(BUDGET)]
-        args += ["--load-format", "dummy"] if self.gpu else ["--enforce-eager", "--kv-cache-memory-bytes", "64M"]
         command = vllm_command(
             command=[str(self.environment / "bin" / "vllm"), "serve"],
             model=str(model),
@@ -119,7 +104,7 @@ class Servers:
             priority=True,
             gpus=share,
         )
-        environment = ENVIRONMENT if self.gpu else ENVIRONMENT | ON_A_CPU
+        environment = {**(OFFLINE if self.gpu else ON_A_CPU), **DEVELOPMENT}
         return LaunchOptions(command=command, env=environment, gpus=share, ready=600.0)
 
 

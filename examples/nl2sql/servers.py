@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from backends.base import BackendError
-from backends.launcher import LaunchedServers, LaunchOptions, vllm_command
+from backends.launcher import CPU_ARGS, ON_A_CPU, LaunchedServers, LaunchOptions, vllm_command
 from backends.vllm import HttpEngine, connections
 
 HERE = Path(__file__).parent
@@ -29,20 +29,8 @@ MODEL = "cortex-demo"
 SIZE = ("--hidden", "256", "--layers", "3", "--words", "2048")
 TEXT = [*sorted((HERE / "prompts").glob("*.md")), HERE / "questions.yaml", HERE / "database.sql"]
 # What makes vLLM's CPU build fit for two servers on two cores. On a GPU none of it is needed.
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_HOST_IP": "127.0.0.1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
-}
-ARGS = (
-    *("--enforce-eager", "--dtype", "float32", "--max-model-len", "4096", "--block-size", "32"),
-    *("--kv-cache-memory-bytes", "64M", "--max-num-seqs", "16"),
-    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-)
+ENVIRONMENT = {**ON_A_CPU, "VLLM_SERVER_DEV_MODE": "1"}  # for /reset_prefix_cache
+ARGS = (*CPU_ARGS, "--max-model-len", "4096", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 
 
 class NoServersError(Exception):

@@ -14,7 +14,7 @@ from typing import Self
 import aiohttp
 import pytest
 
-from backends.launcher import LaunchedServers, LaunchOptions, vllm_command
+from backends.launcher import CPU_ARGS, ON_A_CPU, LaunchedServers, LaunchOptions, vllm_command
 from backends.vllm import HttpEngine, connections
 
 ROOT = Path(__file__).parents[2]
@@ -22,18 +22,9 @@ VLLM = Path(os.environ.get("CORTEX_VLLM", ROOT / ".vllm"))
 MODEL = "tiny"
 SIZE = ("--hidden", "512", "--layers", "6")
 BLOCK, BLOCKS, LONGEST = 32, 400, 2560
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_HOST_IP": "127.0.0.1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_SERVER_DEV_MODE": "1",  # sleep
-}
+ENVIRONMENT = {**ON_A_CPU, "VLLM_SERVER_DEV_MODE": "1"}  # sleep
 ARGS = [
-    *("--enforce-eager", "--dtype", "float32", "--max-model-len", str(LONGEST), "--block-size", str(BLOCK)),
-    *("--kv-cache-memory-bytes", "64M", "--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", "16"),
+    *(*CPU_ARGS, "--max-model-len", str(LONGEST), "--num-gpu-blocks-override", str(BLOCKS)),
     *("--enable-request-id-headers", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
 ]
 
