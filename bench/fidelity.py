@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from statistics import median
 
@@ -49,8 +50,6 @@ from simulator.world import EngineSpec
 
 TIMES, TOKENS = 0.15, 0.05
 """How far off a prediction may be, as a share: the median run's time, and the prompt tokens computed."""
-UNBOUNDED = 1e6
-"""Seconds that a run may take: it has no deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def plans(cell: Cell, repetition: int, prompts: Sequence[Sequence[int]], overhea
             _call(GENERATE if turn == 0 else FIX, schema, length, number, turn) for turn, length in enumerate(lengths)
         ]
         rounds = tuple(Round(calls=(call,), pause=overhead) for call in calls)
-        yield RunPlan(id=f"{number:03}", workflow=WORKFLOW, at=0.0, budget=UNBOUNDED, rounds=rounds)
+        yield RunPlan(id=f"{number:03}", workflow=WORKFLOW, at=0.0, budget=inf, rounds=rounds)
 
 
 def _call(stage: str, schema: int, prompt: int, *own: int) -> CallPlan:

@@ -101,12 +101,13 @@ class Admission(Protocol):
 @dataclass(slots=True, kw_only=True)
 class Demand:
     """A call that looks for an engine: it will write about `output` tokens, and a second of delay costs its run
-    `urgency`, from 0 to 1. `lost` says that its run can no longer make its deadline."""
+    `urgency`, from 0 to 1. `lost` says that its run can no longer make its deadline, `bounded` that it has one."""
 
     call: Call
     output: float = 0.0
     urgency: float = 1.0
     lost: bool = False
+    bounded: bool = True
 
 
 class Filter(Protocol):

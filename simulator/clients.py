@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isinf
 
 from policies.calls import Call
 from policies.events import Reason
@@ -151,7 +152,7 @@ class Clients:
             workflow=planned.workflow,
             stage=plan.stage,
             kind=plan.kind,
-            budget=planned.at + planned.budget - now,
+            budget=None if isinf(planned.budget) else planned.at + planned.budget - now,
             priority=planned.priority,
             prompt_tokens=prompt,
             prefix=leading(plan.segments, prompt, run.seed),

@@ -57,7 +57,8 @@ class Round:
 class RunPlan:
     """One execution of a workflow that begins at `at` and should take no more than `budget` seconds.
 
-    A client with `patience` leaves so many seconds after the beginning, whatever it has by then.
+    Without a deadline they are infinitely many. A client with `patience` leaves so many seconds after the beginning,
+    whatever it has by then.
     """
 
     id: str

@@ -118,6 +118,7 @@ class Floor:
             output=entry.estimate.output_tokens[0],
             urgency=urgency(entry.deadline, entry.estimate, now),
             lost=entry.rank == LOST,
+            bounded=entry.deadline is not None,
         )
         return self._policies[entry.call.pool].routing.choose(demand, views, self._rng), asked
 

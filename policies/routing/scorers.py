@@ -39,13 +39,15 @@ class LeastDelay:
     stretched by the engine's pressure), and the time that the call takes from those that run (its prompt stalls all
     of them, its steps make theirs longer). Tokens that do not fit beside what is worth keeping there are computed
     again. On an engine that is only on loan, what another one at hand would not have to compute counts `copies`
-    times more: the owner's memory would hold a copy of it. So prompts gather where few decode, long answers where few
-    prompts come, and calls in a hurry where it is quiet: stages sort themselves out as far as it pays.
+    times more: the owner's memory would hold a copy of it; `unbounded_copies` times where the call's run has no
+    deadline, as nothing is then missed when the answer comes later. So prompts gather where few decode, long answers
+    where few prompts come, and calls in a hurry where it is quiet: stages sort themselves out as far as it pays.
     """
 
     others: float = 1.0
     waste: float = 1.0
     copies: float = 6.0
+    unbounded_copies: float = 20.0
 
     def scores(self, demand: Demand, engines: Sequence[EngineView]) -> Sequence[float]:
         least_missing = min(demand.call.missing(engine.matched) for engine in engines)
@@ -62,7 +64,7 @@ class LeastDelay:
         memory = engine.limits.kv_tokens
         evicted = 0.0 if memory is None else max(0.0, engine.footprint + missing + demand.output - memory)
         copied = missing - least_missing if engine.guest else 0
-        wasted = self.waste * missing * crowd + self.copies * copied
+        wasted = self.waste * missing * crowd + (self.copies if demand.bounded else self.unbounded_copies) * copied
         return (
             demand.urgency * own
             + self.others * engine.urgency * taken

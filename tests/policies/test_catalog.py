@@ -96,7 +96,7 @@ def test_every_policy_can_be_made_by_name_with_each_of_its_parameters(slot: str,
 
 def test_units_tell_seconds_from_plain_numbers() -> None:
     assert parameters("priority", "edf") == {"patience": "s", "step": "s"}
-    assert parameters("scorers", "least_delay") == {"others": "", "waste": "", "copies": ""}
+    assert parameters("scorers", "least_delay") == {"others": "", "waste": "", "copies": "", "unbounded_copies": ""}
 
 
 @pytest.mark.parametrize(

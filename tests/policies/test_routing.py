@@ -160,6 +160,14 @@ def test_least_delay_adds_up_what_the_call_loses_and_what_it_takes_from_others()
 
 
 @claims("scorers", "least_delay")
+def test_least_delay_prices_copies_higher_for_runs_without_a_deadline() -> None:
+    views = [a_view(matched=1000), a_view(matched=600, pool="q", guest=True)]
+    demand = Demand(call=a_call(prompt_tokens=1000), output=100, bounded=False)
+    scores = LeastDelay(copies=5.0, unbounded_copies=7.0).scores(demand, views)
+    assert scores == pytest.approx([1.0, 2.011 / (2.01 + 0.08 + 7 * 0.04 + 0.001)])
+
+
+@claims("scorers", "least_delay")
 @pytest.mark.parametrize(
     ("params", "cost"),
     [

@@ -91,15 +91,15 @@ async def written_tokens(engines: list[HttpEngine]) -> float:
 
 async def test_an_engine_that_drains_ends_its_stream_first(pair: Pair, tmp_path: Path) -> None:
     async with running(tmp_path, text_of(pair)) as up:
-        body = asking("Tell me more.", max_tokens=120, ignore_eos=True, stream=True)
+        body = asking("Tell me more.", max_tokens=600, ignore_eos=True, stream=True)
         async with up.http.stream("POST", CHAT, json=body, timeout=60) as reply:
             engine = reply.headers["x-workflow-engine"]
             pieces = aiter(reply.aiter_text())
             text = await anext(pieces)
             assert (await up.http.post(f"/admin/engines/{engine}/drain", headers=ADMIN)).status_code == 200
+            assert engine in up.gateway.runtime.engines
             other = await up.http.post(CHAT, json=asking("Hello.", max_tokens=2), timeout=60)
             assert other.headers["x-workflow-engine"] != engine
-            assert engine in up.gateway.runtime.engines
             text += "".join([piece async for piece in pieces])
         assert text.endswith("data: [DONE]\n\n")
         await until(lambda: engine not in up.gateway.runtime.engines, "the engine's end")
