@@ -87,6 +87,8 @@ class Emulated(Part):
     time_scale: Annotated[Number, Field(gt=0)] = 1.0
     seed: Whole = 0
     faults: Flag = False
+    kv_events: Flag = False
+    tokenize: Seconds = 0.05
 
 
 class DuckDb(Part):

@@ -151,7 +151,7 @@ def _residence(
     patience = {
         name: pool.backend.tokenize
         for name, pool in config.pools.items()
-        if isinstance(pool.backend, Vllm) and pool.backend.kv_events
+        if isinstance(pool.backend, Vllm | Emulated) and pool.backend.kv_events
     }
     if not patience:
         return None
@@ -329,7 +329,7 @@ def _connect(session: aiohttp.ClientSession) -> Callable[[str], Engine]:
 
 
 def _options(pool: str, backend: Emulated) -> EmulatedOptions:
-    settings = backend.model_dump(exclude={"name"})
+    settings = backend.model_dump(exclude={"name", "tokenize"})
     files = {key: str(path) for key in ("script", "profile") if (path := settings[key])}
     try:
         return EmulatedOptions(**{**settings, **files})

@@ -16,9 +16,21 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 Hashes = tuple[int, ...]
+
+
+class Watcher(Protocol):
+    """Is told what the prefix cache takes in and lets go."""
+
+    def stored(self, hashes: Hashes, start: int, stop: int) -> None: ...
+
+    def removed(self, hashes: Sequence[int]) -> None: ...
+
+    def cleared(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +75,7 @@ class Blocks:
         self.total = total
         self.free = total
         self.peak = 0
+        self.watcher: Watcher | None = None
         self._blank = total
         """Free blocks without content."""
         self._left: OrderedDict[Run, None] = OrderedDict()
@@ -155,6 +168,8 @@ class Blocks:
         self._left.clear()
         self._blank = self.free
         self.peak = self.used
+        if self.watcher is not None:
+            self.watcher.cleared()
 
     def _find(self, hashes: Hashes, limit: int) -> list[tuple[Run, int]]:
         """The runs of the longest cached beginning, each with the index where it ends or the beginning does."""
@@ -180,6 +195,8 @@ class Blocks:
         return former
 
     def _append(self, holding: Holding, start: int, stop: int) -> None:
+        if self.watcher is not None:
+            self.watcher.stored(holding.hashes, start, stop)
         if holding.runs:
             last, size = holding.runs[-1]
             if last.holders == 1 and last.end == start and last.hashes is holding.hashes and self._knows(last):
@@ -206,6 +223,8 @@ class Blocks:
         while count:
             run = next(iter(self._left))
             size = run.end - run.start
+            if self.watcher is not None:
+                self.watcher.removed(run.hashes[max(run.start, run.end - count) : run.end])
             if size > count:
                 run.end -= count
                 return

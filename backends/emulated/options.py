@@ -38,6 +38,7 @@ class EmulatedOptions:
     seed: int = _setting(0, "seed of the text that answers unscripted prompts")
     script: str | None = _setting(None, "JSON file with what the engine says")
     faults: bool = _setting(False, "obey the header X-Emulated-Fault and POST /emulated/exit")
+    kv_events: bool = _setting(False, "publish over ZeroMQ what the prefix cache takes in and lets go")
     dev_mode: bool = _setting(False, "be a vLLM server for development: /sleep, /wake_up, /is_sleeping, /server_info")
 
     def __post_init__(self) -> None:

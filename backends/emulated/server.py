@@ -46,8 +46,18 @@ async def serve(
     options = options or EmulatedOptions()
     if script is None:
         script = load_script(Path(options.script)) if options.script else Script()
-    surface = Surface(model, options, script, on_exit)
-    listener = _listen(host, port)
+    async with contextlib.AsyncExitStack() as stack:
+        surface = Surface(model, options, script, on_exit)
+        if options.kv_events:
+            from backends.emulated.events import publishing  # noqa: PLC0415 - ZeroMQ takes a while to import
+
+            events = await stack.enter_async_context(publishing(options.block_size, host))
+            surface.engine.blocks.watcher, surface.kv_sources = events, events.sources
+        yield await stack.enter_async_context(_served(surface, _listen(host, port)))
+
+
+@contextlib.asynccontextmanager
+async def _served(surface: Surface, listener: socket.socket) -> AsyncIterator[EmulatedServer]:
     stop = asyncio.Event()
     http = _Http(surface, stop)
     driving = asyncio.create_task(surface.driver.run())
@@ -58,7 +68,7 @@ async def serve(
         if not http.started:
             await serving
         address, bound = listener.getsockname()[:2]
-        yield EmulatedServer(url=f"http://{address}:{bound}", model=model, engine=surface.engine, stop=stop)
+        yield EmulatedServer(url=f"http://{address}:{bound}", model=surface.model, engine=surface.engine, stop=stop)
     finally:
         stop.set()
         await serving

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import responses
 from typing import Any
 
@@ -46,6 +46,8 @@ class Surface:
         self._started = int(time.time())
         self._metrics = Metrics(model, self.engine, asleep=lambda: self.driver.asleep)
         self.driver = Driver(self.engine, time_scale=options.time_scale, finished=self._metrics.observe)
+        self.kv_sources: Mapping[str, object] = {}
+        """Where its KV events can be heard, as /kv_event_sources tells."""
 
     def app(self) -> Starlette:
         return Starlette(
@@ -154,7 +156,7 @@ class Surface:
         return Response()
 
     async def _tell_sources(self, request: Request) -> Response:
-        return _json({})
+        return _json(self.kv_sources)
 
     async def _sleep(self, request: Request) -> Response:
         level, mode = request.query_params.get("level", "1"), request.query_params.get("mode", "abort")

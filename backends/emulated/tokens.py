@@ -53,7 +53,17 @@ def cut(text: str, tokens: int) -> str:
     return text.encode()[: tokens * TOKEN_BYTES].decode(errors="ignore")
 
 
-def block_hashes(data: bytes, block_size: int, salt: str = "") -> tuple[int, ...]:
+class Known(tuple[int, ...]):
+    """Hashes of blocks that know the tokens which they stand for."""
+
+    data: bytes
+    salt: str
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        return _ids(self.data[start * TOKEN_BYTES : stop * TOKEN_BYTES])
+
+
+def block_hashes(data: bytes, block_size: int, salt: str = "") -> Known:
     """The chained hash of each full block; another salt makes all of them others, so that nothing is shared."""
     step = block_size * TOKEN_BYTES
     parent = xxhash.xxh3_64_intdigest(salt.encode())
@@ -61,7 +71,9 @@ def block_hashes(data: bytes, block_size: int, salt: str = "") -> tuple[int, ...
     for start in range(0, len(data) - step + 1, step):
         parent = xxhash.xxh3_64_intdigest(data[start : start + step], seed=parent)
         hashes.append(parent)
-    return tuple(hashes)
+    known = Known(hashes)
+    known.data, known.salt = data, salt
+    return known
 
 
 def call_parts(name: str, arguments: str) -> tuple[str, str, str]:
@@ -80,8 +92,7 @@ def token_prompt(ids: Iterable[int]) -> Prompt:
 
 
 def token_ids(prompt: Prompt) -> list[int]:
-    data = prompt.data
-    return [int.from_bytes(data[start : start + TOKEN_BYTES], "big") for start in range(0, len(data), TOKEN_BYTES)]
+    return _ids(prompt.data)
 
 
 def chat_prompt(messages: Sequence[Mapping[str, Any]], tools: Sequence[object] = ()) -> Prompt:
@@ -100,6 +111,10 @@ def content_text(content: object) -> str:
         part["text"] if isinstance(part, dict) and isinstance(part.get("text"), str) else orjson.dumps(part).decode()
         for part in content
     )
+
+
+def _ids(data: bytes) -> list[int]:
+    return [int.from_bytes(data[start : start + TOKEN_BYTES], "big") for start in range(0, len(data), TOKEN_BYTES)]
 
 
 def _parts(messages: Sequence[Mapping[str, Any]], tools: Sequence[object]) -> Iterator[str]:

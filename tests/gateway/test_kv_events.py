@@ -171,6 +171,20 @@ async def test_an_engine_that_is_often_wrong_is_believed_no_more(
         assert "KV events are believed again engine=p/0" in caplog.text
 
 
+async def test_what_is_expected_of_emulated_engines_is_what_they_find(tmp_path: Path) -> None:
+    backend = {"name": "emulated", "num_gpu_blocks": 200, "time_scale": 50, "kv_events": True, "tokenize": "5s"}
+    pool = {"model": MODEL, "backend": backend, "engines": {"min": 2, "start": 2, "max": 2}}
+    sections = {"server": {"port": 0, "journal": str(tmp_path / "journal")}, "policies": ROUTING}
+    async with running(tmp_path, written({"p": pool}, **sections)) as up:
+        await until(lambda: len(resident(up)) == 2, "the engines' first word")
+        for number in range(40):
+            body = chat(f"{number * number % 7} {LONG} {number}", max_tokens=4)
+            assert (await up.http.post(CHAT, json=body)).status_code == 200
+        found = metric(up.gateway, "cortex_prefix_cached_tokens_total", index="exact")
+        assert found > 0
+        assert metric(up.gateway, "cortex_prefix_predicted_tokens_total", index="exact") == found
+
+
 async def test_an_engine_that_says_nothing_of_its_cache_is_not_listened_to(tmp_path: Path) -> None:
     async with serve(EmulatedOptions()) as server, running(tmp_path, written({"p": a_pool(server.url)})) as up:
         for _ in range(2):
