@@ -34,7 +34,7 @@ from bench.isolation.cells import (
     Cell,
 )
 from bench.isolation.engines import BUDGET
-from bench.isolation.flows import OUTPUT, PREAMBLE, SCHEMA, schemas_of
+from bench.isolation.flows import OUTPUT, Shared, schemas_of
 from bench.isolation.rows import PROFILE, ROWS, Row, cells, of, read
 from bench.isolation.verdict import Bar
 from bench.policies.table import Section, text
@@ -58,6 +58,14 @@ class Engines:
 
     step_time: StepTime
     overhead: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of the prompts of each run, and of what they begin with alike (`bench.isolation.flows`)."""
+
+    prompts: Sequence[Sequence[int]]
+    shared: Shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +104,14 @@ def calibrated(path: Path) -> Engines:
 def predicted(row: Row, engines: Engines) -> Prediction:
     """What the simulator says of a trial before it is carried out, but for the lengths of its prompts."""
     contender = next(one for one in CONTENDERS if one.name == row.contender)
-    result = simulated(row.cell, row.repetition, row.prompts, contender, engines)
+    result = simulated(row.cell, row.repetition, Lengths(row.prompts, row.shared), contender, engines)
     return Prediction(row, result.total.prefill_tokens, result.latency(0.5))
 
 
-def simulated(
-    cell: Cell, repetition: int, prompts: Sequence[Sequence[int]], contender: Contender, engines: Engines
-) -> Result:
+def simulated(cell: Cell, repetition: int, lengths: Lengths, contender: Contender, engines: Engines) -> Result:
     """A closed loop, found by repetition: a run begins when one before it has ended, and its beginning changes only
     what comes later. So each round settles at least one more run, and the last changes nothing."""
-    runs = list(plans(cell, repetition, prompts, engines.overhead))
+    runs = list(plans(cell, repetition, lengths, engines.overhead))
     begins: list[float] = [0.0] * min(CLIENTS, len(runs))
     while True:
         known = [replace(run, at=at) for run, at in zip(runs, begins, strict=False)]
@@ -118,21 +124,23 @@ def simulated(
         begins = following
 
 
-def plans(cell: Cell, repetition: int, prompts: Sequence[Sequence[int]], overhead: float) -> Iterator[RunPlan]:
+def plans(cell: Cell, repetition: int, lengths: Lengths, overhead: float) -> Iterator[RunPlan]:
     """The runs of a measurement; each call is preceded by the time that it takes outside of the engine."""
-    for number, (schema, lengths) in enumerate(zip(schemas_of(cell, repetition), prompts, strict=True)):
+    for number, (schema, prompts) in enumerate(zip(schemas_of(cell, repetition), lengths.prompts, strict=True)):
         calls = [
-            _call(GENERATE if turn == 0 else FIX, schema, length, number, turn) for turn, length in enumerate(lengths)
+            _call(FIX if turn else GENERATE, schema, lengths.shared, prompt, number, turn)
+            for turn, prompt in enumerate(prompts)
         ]
         rounds = tuple(Round(calls=(call,), pause=overhead) for call in calls)
         yield RunPlan(id=f"{number:03}", workflow=WORKFLOW, at=0.0, budget=inf, rounds=rounds)
 
 
-def _call(stage: str, schema: int, prompt: int, *own: int) -> CallPlan:
+def _call(stage: str, schema: int, shared: Shared, prompt: int, *own: int) -> CallPlan:
+    preamble, whole = shared[stage][0], shared[stage][1 + schema]
     segments = (
-        (identity("preamble", stage), PREAMBLE),
-        (identity("schema", schema), SCHEMA),
-        (identity("particular", *own), prompt - PREAMBLE - SCHEMA),
+        (identity("preamble", stage), preamble),
+        (identity("schema", schema), whole - preamble),
+        (identity("particular", *own), prompt - whole),
     )
     return CallPlan(stage=stage, pool=stage, segments=segments, output=OUTPUT, answer=identity("answer", *own))
 

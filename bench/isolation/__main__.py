@@ -29,9 +29,9 @@ from bench.calibrate.__main__ import calibrate
 from bench.calibrate.measure import Scope
 from bench.calibrate.server import Unmeasurable
 from bench.isolation.cells import CELLS, CONTENDERS, SEQUENCES, Cell, Plan, full, quick
-from bench.isolation.drive import BrokenTrial, measure
+from bench.isolation.drive import BrokenTrial, measure, messages
 from bench.isolation.engines import BUDGET, LONGEST, MODEL, ROOT, NoEngines, Servers, emulated
-from bench.isolation.flows import Count, Texts, flows, texts
+from bench.isolation.flows import Ask, Count, Texts, Tokens, flows, shared, texts
 from bench.isolation.plots import draw
 from bench.isolation.rows import PROFILE, ROWS, Row, read, row, write
 from bench.isolation.table import sections
@@ -118,7 +118,7 @@ class _Bench:
             asked = flows(trial.cell, trial.repetition, told[schemas])
             await watch.cool()
             measured = await measure(trial, asked, watch=watch, model=MODEL, journal=self._journal(len(self._rows)))
-            made = row(trial, asked, measured)
+            made = row(trial, asked, await shared(asked, _tokenizer(watch)), measured)
             self._rows.append(made)
             _tell(
                 f"{trial.cell.name}, {trial.repetition + 1}: {made.contender}: {made.prefill:,} prefill tokens, "
@@ -146,6 +146,19 @@ def _counter(watch: Watch) -> Count:
             return int((await response.json())["count"])
 
     return count
+
+
+def _tokenizer(watch: Watch) -> Tokens:
+    """The same for a whole prompt."""
+
+    async def tokens(ask: Ask) -> Sequence[int]:
+        asked = {"model": MODEL, "messages": messages(ask)}
+        async with watch.session.post(f"{watch.urls[0]}/tokenize", json=asked) as response:
+            response.raise_for_status()
+            told: list[int] = (await response.json())["tokens"]
+        return told
+
+    return tokens
 
 
 def _plan(options: argparse.Namespace) -> Plan:

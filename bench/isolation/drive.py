@@ -110,12 +110,16 @@ def configuration(contender: Contender, cell: Cell, journal: Path | None = None)
     return more
 
 
+def messages(ask: Ask) -> list[dict[str, str]]:
+    return [{"role": "system", "content": ask.system}, {"role": "user", "content": ask.user}]
+
+
 def body(ask: Ask, model: str) -> bytes:
     """A streamed call whose answer has OUTPUT tokens, whatever the model would say."""
     return json.dumps(
         {
             "model": model,
-            "messages": [{"role": "system", "content": ask.system}, {"role": "user", "content": ask.user}],
+            "messages": messages(ask),
             "max_tokens": OUTPUT,
             "ignore_eos": True,
             "temperature": 0,

@@ -53,6 +53,11 @@ class Ask:
     user: str
 
 
+Tokens = Callable[[Ask], Awaitable[Sequence[int]]]
+"""The tokens of a call's prompt, by the engine that will read it."""
+Shared = dict[str, list[int]]
+
+
 @dataclass(frozen=True, slots=True)
 class Flow:
     """One run: a generation and its repairs, about one database."""
@@ -80,6 +85,21 @@ async def texts(schemas: int, count: Count, data: Path = DATA) -> Texts:
         schemas=tuple([await _cut(_filled(text, index), SCHEMA, count) for index, text in enumerate(raw)]),
         questions=_questions(data),
     )
+
+
+async def shared(flows: Sequence[Flow], tokens: Tokens) -> Shared:
+    """What prompts have in common: of each stage, the tokens that all of them begin with, and those that all about
+    each database do. Texts are cut to a few tokens, and a chat template adds some: so the tokenizer is asked."""
+    asks: dict[tuple[str, int], list[Ask]] = {}
+    for flow in flows:
+        for ask in flow.calls:
+            asks.setdefault((ask.stage, flow.schema), []).append(ask)
+    found = {}
+    for stage in STAGES:
+        pairs = [[await tokens(ask) for ask in asks[key][:2]] for key in sorted(asks) if key[0] == stage]
+        firsts = [pair[0] for pair in pairs[:2]]
+        found[stage] = [_common(*firsts) if len(firsts) > 1 else PREAMBLE, *(_common(*pair) for pair in pairs)]
+    return found
 
 
 def corpus() -> list[str]:
@@ -142,6 +162,11 @@ def _remark(rng: Random, stage: str) -> str:
         else "Reading {0} failed: {1} has no column of that name."
     )
     return said.format(one, other)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
 
 
 def _recorded(path: Path) -> str:

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from bench.isolation.cells import STAGES, Cell, Trial
 from bench.isolation.drive import Measured
-from bench.isolation.flows import Flow
+from bench.isolation.flows import Flow, Shared
 from simulator.result import quantile_of
 
 ROWS, PROFILE = "rows.json", "engine.json"
@@ -22,8 +22,9 @@ class Row:
     """One trial. Times in seconds: of all calls together (`wall`), of each run and call, to each first token.
 
     By engine, in the order of STAGES: calls, prompt tokens `prefill` that no cache had, and tokens written. `prompts`
-    are the tokens of each run's prompts, in the order of the flows. KV memory in blocks of both engines together, in
-    use in the mean and at most, and `cached` at most, where it could be seen.
+    are the tokens of each run's prompts, in the order of the flows; `shared` what they begin with alike (`flows`). KV
+    memory in blocks of both engines together, in use in the mean and at most, and `cached` at most, where it could be
+    seen.
     """
 
     schemas: int
@@ -36,6 +37,7 @@ class Row:
     calls: list[float]
     firsts: list[float]
     prompts: list[list[int]]
+    shared: Shared
     cached_tokens: int
     calls_of: list[int]
     prefill_of: list[int]
@@ -76,7 +78,7 @@ class Row:
         return quantile_of(self.calls, quantile)
 
 
-def row(trial: Trial, flows: Sequence[Flow], measured: Measured) -> Row:
+def row(trial: Trial, flows: Sequence[Flow], shared: Shared, measured: Measured) -> Row:
     """The figures of a trial that has been carried out."""
     calls = measured.calls
     of_run = {flow.id: [call.prompt for call in calls if call.run == flow.id] for flow in flows}
@@ -93,6 +95,7 @@ def row(trial: Trial, flows: Sequence[Flow], measured: Measured) -> Row:
         calls=[round(call.total, 3) for call in calls],
         firsts=[round(call.first, 3) for call in calls],
         prompts=[of_run[flow.id] for flow in flows],
+        shared=shared,
         cached_tokens=sum(call.cached for call in calls),
         calls_of=[len(those) for those in by_engine],
         prefill_of=[sum(call.computed for call in those) for those in by_engine],

@@ -12,7 +12,7 @@ import pytest
 
 from backends.capabilities import KvSource
 from backends.emulated.model import StepTime
-from bench.fidelity import Engines, Prediction, predicted, setup, simulated
+from bench.fidelity import Engines, Lengths, Prediction, predicted, setup, simulated
 from bench.fidelity import bars as bars_of_predictions
 from bench.fidelity import main as fidelity
 from bench.isolation.__main__ import main
@@ -35,7 +35,7 @@ from bench.isolation.cells import (
 )
 from bench.isolation.drive import configuration, pools
 from bench.isolation.engines import NoEngines, Servers
-from bench.isolation.flows import DATA, PARTICULAR, PREAMBLE, SCHEMA, flows, texts
+from bench.isolation.flows import DATA, PARTICULAR, PREAMBLE, SCHEMA, Ask, flows, shared, texts
 from bench.isolation.plots import draw
 from bench.isolation.rows import Row, read, write
 from bench.isolation.table import sections
@@ -48,6 +48,7 @@ from simulator.lineup import Contender, scenario
 FAST = StepTime(fixed=0.002, prefill_token=0.00001, decode_sequence=0.0001, context_token=0.0)
 SLOW = Engines(StepTime(fixed=0.012, prefill_token=0.0004, decode_sequence=0.001, context_token=2e-7), overhead=0.01)
 NOWHERE = Path("/nowhere")
+SHARED = {stage: [800] + 8 * [2000] for stage in (GENERATE, FIX)}
 URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
 
 
@@ -67,6 +68,7 @@ def a_row(contender: str, *, cell: Cell = FULL, repetition: int = 0, **changed: 
         calls=[1.0, 1.2, 2.0, 2.2],
         firsts=[0.5, 0.5, 1.0, 1.0],
         prompts=[[2090, 2100], [2080, 2070]],
+        shared=SHARED,
         cached_tokens=6000,
         calls_of=[2, 2],
         prefill_of=[1000, 1000],
@@ -111,6 +113,23 @@ async def test_prompts_begin_with_the_stage_and_the_schema_and_end_with_what_nob
     assert len({ask.user[:20] for ask in asks}) == len(asks)
     lengths = [await four_bytes(ask.user) for ask in asks]
     assert 0.8 * PARTICULAR < sum(lengths) / len(lengths) < 1.4 * PARTICULAR
+
+
+@pytest.mark.parametrize("schemas", [1, 3])
+async def test_what_prompts_begin_with_alike_is_counted_in_their_tokens(schemas: int) -> None:
+    cell = Cell(schemas=schemas, repairs=1, blocks=240)
+    made = flows(cell, 0, await texts(schemas, four_bytes, NOWHERE))
+
+    async def characters(ask: Ask) -> list[int]:
+        return list(f"<{ask.system}><{ask.user}".encode())
+
+    found = await shared(made, characters)
+    for stage in (GENERATE, FIX):
+        first, *others = found[stage]
+        assert first == PREAMBLE if schemas == 1 else abs(first - 4 * PREAMBLE) < 60
+        systems = {flow.schema: ask.system for flow in made for ask in flow.calls if ask.stage == stage}
+        for schema, system in systems.items():
+            assert 0 <= others[schema] - len(f"<{system}><[0-") <= 3
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
@@ -338,7 +357,7 @@ def test_a_simulated_loop_is_closed(name: str) -> None:
     """A run begins when another has ended, and never are there more than clients."""
     contender = next(one for one in CONTENDERS if one.name == name)
     cell = Cell(schemas=3, repairs=1, blocks=240)
-    result = simulated(cell, 0, [[2090, 2085] for _ in range(cell.runs)], contender, SLOW)
+    result = simulated(cell, 0, Lengths([[2090, 2085] for _ in range(cell.runs)], SHARED), contender, SLOW)
     begun = sorted(run.at for run in result.runs)
     ends = sorted(run.at + run.latency for run in result.runs)
     assert begun[:CLIENTS] == [0.0] * CLIENTS
@@ -353,7 +372,8 @@ def test_the_simulator_shows_what_isolation_saves() -> None:
     prompts = [[2090, 2085] for _ in range(FULL.runs)]
     by_name = {one.name: one for one in CONTENDERS}
     isolated, spread = (
-        simulated(FULL, 0, prompts, by_name[name], SLOW).total.prefill_tokens for name in (ISOLATED, ROUND_ROBIN)
+        simulated(FULL, 0, Lengths(prompts, SHARED), by_name[name], SLOW).total.prefill_tokens
+        for name in (ISOLATED, ROUND_ROBIN)
     )
     assert isolated <= 0.55 * spread
 
