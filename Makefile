@@ -8,7 +8,7 @@ JOBS   ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-vllm serve test vllm test-vllm check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick lock clean
+.PHONY: help demo demo-vllm serve test vllm test-vllm test-box check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick dashboards lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ vllm: $(VLLM)/bin/vllm ## vLLM's CPU build in .vllm, an environment of its own (
 test-vllm: $(VENV)/.dev $(VLLM)/bin/vllm ## the tests on real vLLM servers, in about 6 minutes with 2 cores and 8 GB (CORTEX_VLLM: the environment)
 	@$(BIN)/pytest tests/vllm
 
+test-box: $(VENV)/.dev ## build what the container holds and run it read-only, in under 2 minutes (as root; docs/deploy.md)
+	@$(BIN)/pytest tests/box -rs
+
 $(VLLM)/bin/vllm:
 	@PYTHON=$(PYTHON) deploy/vllm/install-cpu.sh $(VLLM)
 
@@ -59,6 +62,9 @@ bench-isolation: $(VENV)/.dev $(VLLM)/bin/vllm ## stage isolation against its ri
 
 bench-isolation-quick: $(VENV)/.dev $(VLLM)/bin/vllm ## two of its six cells, once, in under 10 minutes
 	@$(BIN)/python -m bench.isolation --vllm $(VLLM) --quick $(ARGS)
+
+dashboards: $(VENV)/.dev ## write the Grafana boards in dashboards/ anew from the code that makes them
+	@$(BIN)/python -m dashboards
 
 lock: ## resolve the dependencies anew into the two lock files (needs uv)
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra demo --group build pyproject.toml -o requirements.lock

@@ -60,6 +60,7 @@ async def capabilities_of(server: Server) -> Capabilities:
             can = await _tried(can, server)
     except (aiohttp.ClientError, OSError) as error:
         _log.debug("engine leaves questions open url=%s error=%r", server.url, error)
+        can = replace(can, silent=True)
     return can
 
 

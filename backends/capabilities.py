@@ -28,7 +28,7 @@ class Capabilities:
 
     `longest` bounds a prompt and its answer together. `kv_blocks` of `block_size` tokens are its KV memory.
     `token_details`: it says how many tokens of a prompt were cached. `priority`: it runs the urgent first. `sleeps`:
-    it can be put to sleep over HTTP.
+    it can be put to sleep over HTTP. `silent`: it left off answering, so that less is told than may have been before.
     """
 
     version: str = ""
@@ -41,6 +41,7 @@ class Capabilities:
     token_details: bool | None = None
     priority: bool | None = None
     sleeps: bool = False
+    silent: bool = False
 
     @property
     def kv_tokens(self) -> int | None:

@@ -65,5 +65,5 @@ def devices_of_this_machine(environment: Mapping[str, str], folder: Path = Path(
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(part.strip() for part in visible.split(",") if part.strip())
-    numbers = [path.name.removeprefix("nvidia") for path in folder.glob("nvidia[0-9]*")]
-    return tuple(sorted(numbers, key=int))
+    # CUDA counts from 0 whatever the files are called: a container that was given /dev/nvidia3 alone has GPU 0.
+    return tuple(map(str, range(len(list(folder.glob("nvidia[0-9]*"))))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -28,6 +29,8 @@ MESSAGE_MOST: Final = 16 * 1024 * 1024
 QUEUED_MOST: Final = 10_000
 REPLAY_MOST: Final = 5.0
 """Seconds to wait for each batch that was asked for; the server looks for such questions ten times a second."""
+LOSSLESS: Final = 500
+"""Batches that a server surely has room for."""
 RETRY: Final = 1.0
 TURN: Final = 16
 """Batches that are read before the event loop gets a turn."""
@@ -154,6 +157,8 @@ class Feed:
                     await self._listen(socket)
             except zmq.ZMQError as error:
                 _log.warning("KV events cannot be heard endpoint=%s reason=%s", self._source.endpoint, error)
+            except Exception:  # noqa: BLE001 - the root of the task: an index that nobody keeps must not be believed
+                _log.exception("KV events cannot be followed endpoint=%s", self._source.endpoint)
             self._begin(0, whole=False)
             await asyncio.sleep(RETRY)
 
@@ -187,8 +192,11 @@ class Feed:
         self._next, self._at = number, 0.0
 
     def _apply(self, number: int, batch: Batch) -> None:
-        for change in batch.changes:
-            self._index.change(change)
+        try:
+            for change in batch.changes:
+                self._index.change(change)
+        except RecursionError as error:  # a key that could just be read
+            raise Unreadable from error
         self._next, self._at = number + 1, batch.at
 
     async def _catch_up(self) -> None:
@@ -228,20 +236,26 @@ class Feed:
             self._begin(0, whole=True)
 
     async def _replayed(self, start: int) -> AsyncGenerator[tuple[int, Batch], None]:
-        """The batches from a number on. Raises TimeoutError where the server does not answer."""
-        with self._socket(zmq.DEALER, self._source.replay) as socket:
-            await socket.send_multipart([b"", start.to_bytes(8, "big")])
-            heard = 0
-            while True:
-                async with asyncio.timeout(REPLAY_MOST):
-                    frames = await socket.recv_multipart()
-                number, payload = _numbered(frames)
-                if number == _END:
-                    return
-                yield number, read_batch(payload)
-                heard += 1
-                if heard % TURN == 0:
-                    await asyncio.sleep(0)
+        """The batches from a number on. Raises TimeoutError where the server does not answer.
+
+        A server drops what does not fit into its socket's queue, of 1,000, and the mark of the end with it: what is
+        missing is asked for again, as long as some of it comes; after a long answer, so is its end.
+        """
+        wanted = start
+        while True:
+            began, ended = wanted, False
+            with self._socket(zmq.DEALER, self._source.replay) as socket:
+                await socket.send_multipart([b"", wanted.to_bytes(8, "big")])
+                async for number, payload in _answers(socket):
+                    ended = number == _END
+                    if ended or number > wanted > began:
+                        break
+                    yield number, read_batch(payload)
+                    wanted = number + 1
+            if ended and wanted - began < LOSSLESS:
+                return
+            if wanted == began:
+                raise TimeoutError
 
     @contextlib.contextmanager
     def _socket(self, kind: int, endpoint: str) -> Iterator[zmq.asyncio.Socket]:
@@ -253,6 +267,19 @@ class Feed:
             yield socket
         finally:
             socket.close(linger=0)
+
+
+async def _answers(socket: zmq.asyncio.Socket) -> AsyncGenerator[tuple[int, bytes], None]:
+    """What comes, until nothing does for a while. Raises Unreadable."""
+    for heard in itertools.count(1):
+        try:
+            async with asyncio.timeout(REPLAY_MOST):
+                frames = await socket.recv_multipart()
+        except TimeoutError:
+            return
+        yield _numbered(frames)
+        if heard % TURN == 0:
+            await asyncio.sleep(0)
 
 
 def _numbered(frames: Sequence[bytes]) -> tuple[int, bytes]:

@@ -184,6 +184,7 @@ class LaunchedServers:
             if self._sleep is None or server.engine is None or len(self._asleep) >= self._options.asleep:
                 return False
             try:
+                await server.engine.check()  # one that hangs would take two minutes not to go to sleep
                 await self._sleep.sleep(server.url)
             except BackendError as error:
                 _log.warning("engine cannot sleep engine=%s reason=%s", name, error)
@@ -222,10 +223,9 @@ class LaunchedServers:
     async def _spawn(self, name: str) -> _Server:
         options, port = self._options, _free_port()
         gpus = self._gpus.take(options.gpus, options.devices)
-        output = self._output(name)
-        words = [self._filled(word, port) for word in options.command]
-        command = [*words, "--port", str(port)]
         try:
+            output = self._output(name)
+            command = [*(self._filled(word, port) for word in options.command), "--port", str(port)]
             with output.open("ab") as file:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "backends.keeper", str(options.grace), *command),

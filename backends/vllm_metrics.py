@@ -5,7 +5,6 @@ A page is long, most of it histograms, and is read every other second: one scan 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,14 +24,16 @@ _COUNTERS: Mapping[str, tuple[bytes, ...]] = {
 _NAMES = (_RUNNING, _WAITING, _SLEEP, *_KV_USE, *(name for names in _COUNTERS.values() for name in names))
 _SERIES = re.compile(rb"\nvllm:(" + b"|".join(_NAMES) + rb")(?:\{([^\n]*)\})? (\S+)")
 _CACHE = re.compile(rb"\nvllm:cache_config_info\{([^\n]*)\} ")
-_LABEL = re.compile(rb'(\w+)="([^"\n]*)"')
+_LABEL = re.compile(rb'(?<!\w)(\w++)="([^"\n]*)"')  # looks at each byte once: a long word must not hold the loop up
 _AWAKE = b'sleep_state="awake"'
+_MOST = 1e15
+"""No count of a server is larger, and all of some hundreds together fit into 64 bits, as a journal needs them."""
 
 
 def read_metrics(page: bytes) -> EngineReport:
     """An engine's report. Counts of several models are added up; of several KV memories the fullest one is told.
 
-    What is no finite number is passed over: a server must not be able to upset whoever watches it.
+    What is no sensible number is passed over: a server must not be able to upset whoever watches it.
     """
     sums: dict[bytes, float] = {}
     fullest: dict[bytes, float] = {}
@@ -69,7 +70,7 @@ class _Labels:
 
     def count(self, name: bytes) -> int | None:
         value = self.values.get(name, b"")
-        return int(value) if value.isdigit() and len(value) < 19 and int(value) else None
+        return int(value) if value.isdigit() and len(value) < 10 and int(value) else None
 
 
 def read_cache(page: bytes) -> Cache:
@@ -92,7 +93,7 @@ def _numbers(page: bytes) -> Iterator[tuple[bytes, bytes, float]]:
             number = float(value)
         except ValueError:
             continue
-        if math.isfinite(number):
+        if 0.0 <= number <= _MOST:  # and no NaN
             yield name, labels, number
 
 

@@ -28,6 +28,8 @@ class Abilities:
     async def ask(self, pool: str, name: str, engine: Engine) -> Capabilities:
         """Ask an engine that has come up, or has come back."""
         can = await engine.capabilities()
+        if can.silent and name in self._known:
+            return self._known[name]  # it is busy: what it said before holds
         self._known[name] = can
         if can != UNKNOWN:
             _log.info("engine can engine=%s %s", name, said(can))

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from backends.capabilities import Capabilities
+from gateway import underway
 from gateway.access import Access
 from gateway.monitor import Monitor
 from gateway.openai.errors import ApiError, bad_request, not_found
@@ -29,7 +30,6 @@ from policies.profile import Measure
 from policies.profiles import StageView
 from policies.transitions import OVER
 
-RUNS_SHOWN = 1000
 TENANTS_SHOWN = 100
 Json = dict[str, Any]
 
@@ -107,24 +107,7 @@ class AdminApi:
         return self._told(state.pool)
 
     async def _runs(self, request: Request) -> Json:
-        now = self._runtime.now()
-        runs = self._runtime.dispatcher.runs
-        shown = [
-            {
-                "id": run.key[2],
-                "tenant": run.key[0],
-                "workflow": run.workflow,
-                "stage": run.position,
-                "visits": dict(run.visits),
-                "calls": run.calls,
-                "open_calls": len(run.open),
-                "age_s": round(now - run.started, 3),
-                "deadline_in_s": None if run.deadline is None else round(run.deadline - now, 3),
-                "history": [{"stage": stage, "outcome": fate} for stage, fate in run.history],
-            }
-            for _, run in zip(range(RUNS_SHOWN), reversed(list(runs)), strict=False)
-        ]
-        return {"total": len(runs), "runs": shown}
+        return underway.told(self._runtime.dispatcher, request.query_params, self._runtime.now())
 
     async def _profiles(self, request: Request) -> Json:
         return {"profiles": [_believed(one) for one in self._runtime.dispatcher.profiles.stages()]}

@@ -65,7 +65,7 @@ class Edge:
         self._access = gateway.access
         self._hosts = Hosts(self._server.allowed_hosts) if self._access.open else None
         self._directory = gateway.directory
-        self._counts = gateway.metrics
+        self._counts = gateway.metrics.requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +81,8 @@ class Edge:
                 state["caller"] = self._access.caller(scope["headers"])
                 self._directory.check_place(place)
         except ApiError as error:
-            self._counts.answered("edge", error.status, 0.0)
+            self._counts.failed("edge", error.code)
+            self._counts.answered("edge", error.status, 0.0, 0.0)
             await Out(send).fail(error)
             return
         scope = {**scope, "state": state}

@@ -97,14 +97,15 @@ def _raw(name: str) -> bytes:
 class Out:
     """One reply. `started` once its status is fixed: what goes wrong from then on travels inside the stream.
 
-    `said` are the headers that an error reply gets too, as soon as it is known whose call it is; `last_words` is how
-    the stream that has begun puts an error.
+    `reason` is the code of an error that was sent as an answer; `said` are the headers that an error reply gets
+    too, as soon as it is known whose call it is; `last_words` is how the stream that has begun puts an error.
     """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
         self.status = 0
+        self.reason = ""
         self.said: Callable[[], Pairs] = tuple
         self.last_words: Callable[[ApiError], bytes] = ApiError.sse
 

@@ -1,4 +1,4 @@
-"""The command `cortex`: serve, check, demo, simulate, replay."""
+"""The command `cortex`: serve, check, demo, simulate, replay, and those that look at a gateway that runs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from gateway.config import ConfigError, Override, load
 from gateway.listening import bound, server
 from gateway.retelling import retell
 from gateway.settings import Config, PoolPolicies
+from gateway.terminal.options import add_commands
 from gateway.whatif import assigned
 from gateway.yamlfile import spelled
 from simulator import command
@@ -74,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
     _add_virtual(commands)
+    for added in add_commands(commands):
+        added.set_defaults(run=_terminal)
     return parser
 
 
@@ -215,6 +218,13 @@ def _replay(parsed: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"cortex replay: {error}", file=sys.stderr)
         return 2
+
+
+def _terminal(parsed: argparse.Namespace) -> int:
+    # What draws on a terminal is of no use to a server.
+    from gateway.terminal.command import run
+
+    return run(parsed)
 
 
 def _demo(parsed: argparse.Namespace) -> int:

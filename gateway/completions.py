@@ -54,6 +54,8 @@ class Counts(Protocol):
 
     def completion_saved(self, pool: str, seconds: float) -> None: ...
 
+    def completion_wasted(self, pool: str, tokens: int) -> None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wish:
@@ -122,7 +124,9 @@ class Completions:
         read: Read | None = None
         if self._residence is not None:
             read = partial(self._residence.read, call, payload, self._intake.salt(asked, payload, call.pool))
-        return Computed(self._runtime, call, request, stream=payload.stream, read=read)
+        return Computed(
+            self._runtime, call, request, stream=payload.stream, wasted=self._counts.completion_wasted, read=read
+        )
 
     @asynccontextmanager
     async def _recalled(self, wish: _Wish) -> AsyncIterator[Completion]:

@@ -40,6 +40,8 @@ from gateway.config import ConfigError
 from gateway.directory import Directory
 from gateway.door import Door
 from gateway.gateway import Gateway
+from gateway.instruments.sql import SqlMetrics
+from gateway.instruments.stores import StoreMetrics
 from gateway.intake import Intake
 from gateway.intercept import Intercept
 from gateway.journal import Journal
@@ -79,19 +81,19 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     learned = kept(config.profiles.path)
     plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed, profiles=learned)
     journal = _journal(config, plan)
-    clock, metrics, access, directory = Clock(), Metrics(), Access(config.auth, config.admin), Directory(config)
+    clock, metrics, access, directory = Clock(), Metrics(config), Access(config.auth, config.admin), Directory(config)
     session, gpus = connections(config.timeouts.connect), _gpus(config)
     ordered = [
         name for name, pool in config.pools.items() if isinstance(pool.backend, Vllm) and pool.backend.priority
     ]
     abilities = Abilities(ordered=ordered)
-    advances = Advances(counts=metrics, clock=clock)
+    advances = Advances(counts=metrics.sql, clock=clock)
     residence = _residence(config, lambda: runtime.engines, abilities, metrics)
     noted = Noted(residence) if residence is not None and journal is not None else None
     runtime = Runtime(
         dispatcher=plan.dispatcher(noted or residence),
         pools=plan.pools,
-        clusters={name: _cluster(pool, session, emulated.get(name), gpus) for name, pool in config.pools.items()},
+        clusters={n: _cluster(p, session, emulated.get(n), gpus, metrics.sql) for n, p in config.pools.items()},
         clock=clock,
         abilities=abilities,
         warming=Warming(clock=clock, limit=config.timeouts.warm),
@@ -99,15 +101,17 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         noted=noted,
         watchers=(metrics.watch, advances.watch, *((residence.watch,) if residence is not None else ())),
     )
-    intake = Intake(config=config, directory=directory, clock=clock, named=metrics.named, abilities=abilities)
+    intake = Intake(
+        config=config, directory=directory, clock=clock, named=metrics.requests.named, abilities=abilities
+    )
     parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
     houses = advances.watching(_warehouses(config, parsers))
     desk, ahead = _sql(config, plan, runtime, houses, intake=intake, metrics=metrics, advances=advances)
-    door = Door(counts=metrics, limits=config.limits, clock=clock)
+    door = Door(counts=metrics.requests, limits=config.limits, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
-    artifacts = _artifacts(config, metrics)
+    artifacts = _artifacts(config, metrics.stores)
     completions = Completions(
-        config=config, runtime=runtime, intake=intake, artifacts=artifacts, counts=metrics, residence=residence
+        config=config, runtime=runtime, intake=intake, artifacts=artifacts, counts=metrics.stores, residence=residence
     )
     gateway = Gateway(
         config=config,
@@ -140,6 +144,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
             *((residence.aclose,) if residence is not None else ()),
         ),
     )
+    runtime.dispatcher.runs.watch(metrics.runs.ended)
     metrics.refresh = gateway.measure
     return gateway
 
@@ -163,7 +168,7 @@ def _residence(
         can=abilities.of,
         prompts=Prompts(engines=engines, patience=patience),
         ears=Subscriptions(),
-        counts=metrics,
+        counts=metrics.engines,
     )
 
 
@@ -184,7 +189,7 @@ def _sql(
         intake=intake,
         warehouses=houses,
         spare=Spare(runtime=runtime, graphs=graphs),
-        count=metrics.sql_answered,
+        counts=metrics.sql,
         total=config.timeouts.total,
     )
     ahead = Ahead(config=config, runtime=runtime, desk=desk, warehouses=houses, advances=advances, graphs=graphs)
@@ -199,9 +204,9 @@ def _mcp(config: Config, *, intake: Intake, desk: Desk, door: Door) -> McpApi | 
     return McpApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body)
 
 
-def _artifacts(config: Config, metrics: Metrics) -> Artifacts:
+def _artifacts(config: Config, counts: StoreMetrics) -> Artifacts:
     state = config.state
-    memory = MemoryTier(Shelf(state.memory), clock=time.time, evicted=metrics.artifact_evicted, scope_most=state.keys)
+    memory = MemoryTier(Shelf(state.memory), clock=time.time, evicted=counts.artifact_evicted, scope_most=state.keys)
     shared = None
     if state.redis is not None:
         tier = RedisTier(
@@ -211,8 +216,8 @@ def _artifacts(config: Config, metrics: Metrics) -> Artifacts:
             scope_most=state.keys,
             longest=state.longest,
         )
-        shared = Shared(tier, counts=metrics, timeout=state.timeout)
-    return Artifacts(memory, shared=shared, counts=metrics, clock=time.time)
+        shared = Shared(tier, counts=counts, timeout=state.timeout)
+    return Artifacts(memory, shared=shared, counts=counts, clock=time.time)
 
 
 def _keeper(config: Config, runtime: Runtime) -> ProfileFile | None:
@@ -299,7 +304,9 @@ def _launched(pool: Pool, backend: Vllm, launch: Launch, session: aiohttp.Client
     return LaunchedServers(options, connect=lambda url: HttpEngine(url, session, api_key=key), gpus=gpus, sleep=sleep)
 
 
-def _cluster(pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptions | None, gpus: Gpus) -> Cluster:
+def _cluster(
+    pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptions | None, gpus: Gpus, counts: SqlMetrics
+) -> Cluster:
     backend = pool.backend
     if emulated is not None:
         return EmulatedCluster(model=pool.model or "", options=emulated, connect=_connect(session))
@@ -316,7 +323,8 @@ def _cluster(pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptio
                 stream_timeout=backend.stream_timeout,
                 samples=backend.samples,
                 max_threads=backend.max_threads,
-            )
+            ),
+            ended=counts.worker_ended,
         )
     assert isinstance(backend, Vllm)
     if backend.launch is not None:

@@ -18,6 +18,8 @@ from policies.calls import Call, Outcome, Source
 from policies.events import Start
 
 Read = Callable[[], Awaitable[Call]]
+Wasted = Callable[[str, int], None]
+"""Is told of a pool how many tokens one of its engines has written in vain."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,16 +58,20 @@ class Computed:
         request: Callable[[Start], Request],
         *,
         stream: bool,
+        wasted: Wasted,
         read: Read | None = None,
     ) -> None:
-        """`read` makes of the call what is known once its prompt has been read."""
+        """`read` makes of the call what is known once its prompt has been read; `wasted` is told of a stream that
+        nobody reads to its end."""
         self._runtime = runtime
+        self._wasted = wasted
         self._open = runtime.ticket(call)
         self._read = read
         self._request = request
         self._stream = stream
         self._begun: AbstractAsyncContextManager[Attempt] | None = None
         self._events: AsyncGenerator[list[bytes], None] | None = None
+        self._streamed: tuple[Attempt, Tokens] | None = None
 
     async def __aenter__(self) -> Completion:
         if self._read is not None:
@@ -84,12 +90,19 @@ class Computed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if self._streamed is not None:
+                self._given_up(*self._streamed)
             if self._events is not None:
                 await self._events.aclose()
             if self._begun is not None:
                 await self._begun.__aexit__(kind, error, trace)
         finally:
             await self._open.__aexit__(kind, error, trace)
+
+    def _given_up(self, attempt: Attempt, tokens: Tokens) -> None:
+        """Count what was written of a stream whose end has not come, nor an error in its place."""
+        if not attempt.ticket.over:
+            self._wasted(attempt.start.engine.rpartition("/")[0], tokens.output or tokens.events)
 
     def _found(self, attempt: Attempt) -> Completion:
         found = Completion(status=attempt.status, headers=attempt.headers, start=attempt.start, body=attempt.body)
@@ -98,6 +111,7 @@ class Computed:
             found.seconds = self._runtime.now() - attempt.began
         else:
             found.events = self._events = _live(found, attempt, attempt.rest)
+            self._streamed = attempt, found.tokens
         return found
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from gateway.asgi import ClientLeft, Out
+from gateway.away import begin
 from gateway.openai.errors import ApiError, internal, unavailable
 from gateway.settings import Limits
 
@@ -18,9 +19,11 @@ _log = logging.getLogger("cortex.relay")
 class Counts(Protocol):
     """What the relay tells the metrics."""
 
-    def answered(self, endpoint: str, status: int, seconds: float) -> None: ...
+    def answered(self, endpoint: str, status: int, seconds: float, own: float) -> None: ...
 
     def cancelled(self, endpoint: str) -> None: ...
+
+    def failed(self, endpoint: str, reason: str) -> None: ...
 
 
 class Door:
@@ -35,30 +38,35 @@ class Door:
 
     async def __call__(self, endpoint: str, out: Out, serve: Callable[[Out], Awaitable[None]]) -> None:
         """Serve one request."""
-        began = self._now()
+        began, away = self._now(), begin(self._now)
         self.inside += 1
         try:
             if self.inside > self._limits.concurrent_calls:
                 raise unavailable("the gateway holds as many calls as it may", retry_after=1.0)
             await serve(out)
-            status = out.status
+            status, reason = out.status, out.reason or (f"status_{out.status}" if out.status >= 400 else "")
         except ClientLeft:
             self._counts.cancelled(endpoint)
             return
         except asyncio.CancelledError:
             # The server's grace is over, and this request is not: its client is told, not just cut off.
-            await out.fail(unavailable("the gateway is shutting down", retry_after=5.0))
+            ending = unavailable("the gateway is shutting down", retry_after=5.0)
+            self._counts.failed(endpoint, ending.code)
+            await out.fail(ending)
             raise
         except ApiError as error:
-            status = error.status
+            status, reason = error.status, error.code
             await out.fail(error)
         except Exception:  # noqa: BLE001 - the root of the request: logged, and told to the client
             _log.exception("request failed endpoint=%s", endpoint)
-            status = 500
+            status, reason = 500, "internal_error"
             await out.fail(internal())
         finally:
             self.inside -= 1
-        self._counts.answered(endpoint, status, self._now() - began)
+        if reason:
+            self._counts.failed(endpoint, reason)
+        seconds = self._now() - began
+        self._counts.answered(endpoint, status, seconds, max(0.0, seconds - away.seconds))
 
     @contextmanager
     def holding(self, body: bytes) -> Iterator[None]:

@@ -18,6 +18,7 @@ from gateway.door import Door
 from gateway.keeping import ProfileFile
 from gateway.metrics import Metrics
 from gateway.monitor import Monitor
+from gateway.pulse import beat
 from gateway.relay import Relay
 from gateway.residency import Residence
 from gateway.runtime import Runtime
@@ -61,10 +62,11 @@ class Gateway:
             for close in self.closers:
                 stack.push_async_callback(close)
             stack.push_async_callback(self.runtime.aclose)
-            await asyncio.gather(self.runtime.start(), *(start() for start in self.openers))
+            await asyncio.gather(self.runtime.start(lambda: self.draining), *(start() for start in self.openers))
             await self.monitor.poll()
             watch = asyncio.create_task(self.monitor.run(), name="monitor")
             stack.push_async_callback(_ended, watch)
+            stack.push_async_callback(_ended, asyncio.create_task(beat(self.metrics.requests.late), name="pulse"))
             if self.keeper is not None:
                 stack.push_async_callback(self.keeper.save)
                 stack.push_async_callback(_ended, asyncio.create_task(self.keeper.run(), name="profiles"))
@@ -76,43 +78,15 @@ class Gateway:
 
     def measure(self) -> None:
         """Set the gauges to how things stand."""
-        dispatcher, metrics, now = self.runtime.dispatcher, self.metrics, self.runtime.now()
-        for name in self.runtime.pools:
-            engines = dispatcher.fleet.of(name)
-            for state in ("starting", "ready", "draining", "gone"):
-                metrics.engines.labels(name, state).set(sum(engine.status == state for engine in engines))
-            metrics.waiting.labels(name).set(dispatcher.pool_view(name, now).waiting)
-            metrics.running.labels(name).set(sum(len(engine.slots) for engine in engines))
-            metrics.work.labels(name).set(sum(engine.work for engine in engines))
-            metrics.gate_parked.labels(name).set(dispatcher.gate.parked(name))
-        self._measure_engines(now)
-        self._measure_caches()
-        metrics.gate_window.set(dispatcher.gate.window)
-        metrics.gate_active.set(dispatcher.gate.active)
-        metrics.runs.set(len(dispatcher.runs))
-        metrics.journal.set(self.runtime.journal_dropped)
-        shelf = self.state.artifacts.memory.shelf
-        metrics.artifacts.set(len(shelf))
-        metrics.artifact_bytes.set(shelf.bytes)
-        metrics.state_readers.set(self.state.events.readers)
-
-    def _measure_engines(self, now: float) -> None:
-        """Set the gauges of each engine; the series of those that are gone end."""
         dispatcher, metrics = self.runtime.dispatcher, self.metrics
-        for gauge in (metrics.kv, metrics.budget, metrics.on_loan, metrics.pressure, metrics.prefix):
-            gauge.clear()
-        for engine in dispatcher.fleet:
-            name = engine.name
-            metrics.kv.labels(name).set(engine.kv_use)
-            metrics.budget.labels(name).set(engine.budget)
-            metrics.on_loan.labels(name).set(engine.on_loan)
-            metrics.pressure.labels(name).set(engine.pressure(now))
-            metrics.prefix.labels(name).set(dispatcher.prefixes.resident(name))
-
-    def _measure_caches(self) -> None:
-        self.metrics.resident.clear()
-        for name, blocks in self.residence.resident().items() if self.residence is not None else ():
-            self.metrics.resident.labels(name).set(blocks)
+        resident = self.residence.resident() if self.residence is not None else {}
+        metrics.engines.measure(dispatcher, resident, self.runtime.now())
+        metrics.runs.tracked.set(len(dispatcher.runs))
+        metrics.stores.measure(
+            self.state.artifacts.memory.shelf,
+            readers=self.state.events.readers,
+            journal_dropped=self.runtime.journal_dropped,
+        )
 
     def _report(self) -> None:
         """Say what is up, and where a client is to be pointed."""

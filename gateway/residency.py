@@ -149,6 +149,7 @@ class Residence:
     def sent(self, call: Call, engine: str) -> None:
         if call.pool not in self._pools:
             return
+        self._settle(call.id, 0.0)  # what an attempt before this one was to compute
         sent = self._sent[call.id] = _Sent(engine)
         prompt, fed = self._prompts.get(call.id), self._feeds.get(engine)
         if prompt is not None and fed is not None and fed.index.whole:
@@ -178,8 +179,10 @@ class Residence:
             case Finished():
                 self._ended(event.call, event.outcome)
             case Failed(final=False):
-                self._settle(event.call, 0.0)
-                self._sent.pop(event.call, None)
+                # Where it is tried elsewhere in the same step, `sent` has been told of that already.
+                if not any(isinstance(action, Start) and action.call == event.call for action in actions):
+                    self._settle(event.call, 0.0)
+                    self._sent.pop(event.call, None)
             case Failed() | Left():
                 self._ended(event.call, None)
             case _:

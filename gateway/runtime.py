@@ -13,6 +13,7 @@ from functools import partial
 
 from backends.base import BackendError, Cluster, Engine
 from gateway.abilities import Abilities, limited
+from gateway.away import Away, current
 from gateway.journal import Journal
 from gateway.warming import Warming
 from policies.calls import Call, Outcome
@@ -43,6 +44,9 @@ from policies.pool import PoolSpec
 from policies.routing.residency import Noted
 
 _log = logging.getLogger("cortex.engines")
+
+_LOOK_EVERY = 0.5
+"""Seconds until whoever waits for the first engines looks whether the gateway was told to stop."""
 
 Watcher = Callable[[Event, list[Action]], None]
 
@@ -75,6 +79,18 @@ class Ticket:
     over: bool = False
     _inbox: deque[Start | Refused] = field(default_factory=deque)
     _waiter: asyncio.Future[None] | None = None
+    _away: Away | None = field(default_factory=current)
+
+    def began(self) -> None:
+        """The call is about to be queued."""
+        if self._away is not None:
+            self._away.goes()
+
+    def ended(self) -> None:
+        """Nothing more is to be reported. Idempotent."""
+        if not self.over and self._away is not None:
+            self._away.comes()
+        self.over = True
 
     def deliver(self, action: Start | Refused) -> None:
         """Called by the runtime. The waiter may be cancelled in this very loop step: the message stays for `Left`."""
@@ -92,7 +108,7 @@ class Ticket:
                 self._waiter = None
         action = self._inbox.popleft()
         if isinstance(action, Refused):
-            self.over = True
+            self.ended()
             raise RefusedCall(action)
         return action
 
@@ -100,12 +116,13 @@ class Ticket:
         self.runtime.handle(FirstToken(call=self.call.id, attempt=attempt))
 
     def finished(self, attempt: int | None, outcome: Outcome) -> None:
-        self.over = True
+        self.ended()
         self.runtime.handle(Finished(call=self.call.id, attempt=attempt, outcome=outcome))
 
     def failed(self, attempt: int, trouble: Reason, *, final: bool) -> None:
         """An attempt came to nothing; `start` then says what is next, unless it was final."""
-        self.over = self.over or final
+        if final:
+            self.ended()
         self.runtime.handle(Failed(call=self.call.id, attempt=attempt, trouble=trouble, final=final))
 
 
@@ -119,6 +136,7 @@ class _Open:
 
     async def __aenter__(self) -> Ticket:
         ticket = self._ticket
+        ticket.began()
         if isinstance(self._arrival, Arrived):
             self._runtime.tickets[ticket.call.id] = ticket
         try:
@@ -131,6 +149,7 @@ class _Open:
     async def __aexit__(self, *_: object) -> None:
         self._runtime.tickets.pop(self._ticket.call.id, None)
         if not self._ticket.over:
+            self._ticket.ended()
             self._runtime.handle(Left(call=self._ticket.call.id))
 
 
@@ -170,13 +189,13 @@ class Runtime:
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, told_to_stop: Callable[[], bool] = lambda: False) -> None:
         """Ask for every pool's first engines and wait until each has come up or failed once."""
         self._keep_flushing()
         for name, spec in self.pools.items():
             self.handle(Scaled(pool=name, engines=spec.start))
-        while self._jobs and not self._closed:
-            await asyncio.wait(list(self._jobs.values()))
+        while self._jobs and not self._closed and not told_to_stop():
+            await asyncio.wait(list(self._jobs.values()), timeout=_LOOK_EVERY)
 
     async def aclose(self) -> None:
         """Stop every engine. Calls in flight should have ended before; what is left of them is cut off."""
@@ -231,6 +250,8 @@ class Runtime:
             case Launch():
                 self._run(action.engine, partial(self._launch, action.pool, action.engine))
             case Retire():
+                if (launch := self._jobs.get(action.engine)) is not None:
+                    launch.cancel()  # it would take minutes to become an engine that nobody wants
                 self._run(action.engine, partial(self._retire, action.pool, action.engine))
             case Wake():
                 self._set_alarm(action.at)
@@ -280,8 +301,13 @@ class Runtime:
         watch = self._watches[name] = asyncio.create_task(self._until_ended(pool, name), name=f"end of {name}")
         watch.add_done_callback(self._all_jobs.discard)
         self._all_jobs.add(watch)
-        limits = limited(self.pools[pool].limits, await self.abilities.ask(pool, name, engine))
-        held = await self.warming.warm(pool, name, engine)
+        try:
+            limits = limited(self.pools[pool].limits, await self.abilities.ask(pool, name, engine))
+            held = await self.warming.warm(pool, name, engine)
+        except Exception:
+            _log.exception("engine cannot be used pool=%s engine=%s", pool, name)
+            self.handle(EngineGone(engine=name))
+            return
         self.engines[name] = engine
         _log.info("engine up pool=%s engine=%s seconds=%.2f", pool, name, self.now() - began)
         self.handle(EngineUp(engine=name, limits=limits, held=held))

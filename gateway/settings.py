@@ -68,6 +68,12 @@ class Admin(Part):
     token: str = Field(default="", repr=False)
 
 
+class Metrics(Part):
+    """What the metrics tell apart."""
+
+    labels: Count = 100
+
+
 class PriorityRange(Part):
     """What a key's callers may ask for; what lies outside is moved to the nearer end."""
 
@@ -297,6 +303,7 @@ class Config(Part):
     server: Server = Field(default_factory=Server)
     admin: Admin = Field(default_factory=Admin)
     mcp: Mcp = Field(default_factory=Mcp)
+    metrics: Metrics = Field(default_factory=Metrics)
     auth: Auth = Field(default_factory=Auth)
     limits: Limits = Field(default_factory=Limits)
     timeouts: Timeouts = Field(default_factory=Timeouts)

@@ -60,6 +60,7 @@ class SqlApi:
                 await out.begin(200, [NDJSON, *asked.reply_headers(found.start)])
                 await found.write(out.write)
             answer = found.end if isinstance(found, Rows) else found
+        out.reason = answer.code
         if out.started:
             await out.end((answer.body if answer.status == 200 else answer.error()) + b"\n")
         else:
@@ -83,6 +84,7 @@ class SqlApi:
 
         async with while_present(receive):
             answer = await self._desk.query(asked, question, on_progress=tell)
+        out.reason = answer.code
         if answer.status == 200:
             await begin(answer)
             await out.end(_event("result", answer.body))
@@ -122,6 +124,7 @@ class SqlApi:
         await self._door("databases", Out(send), serve)
 
     async def _send(self, out: Out, asked: Asked, answer: Answer) -> None:
+        out.reason = answer.code
         headers = [JSON, *asked.reply_headers(answer.start, cache=answer.cache)]
         if answer.status == 200:
             await out.whole(200, headers, answer.body)

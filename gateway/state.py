@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from backends.artifacts.tier import ScopeFull
 from backends.artifacts.tiers import Artifacts
 from gateway.asgi import EVENT_STREAM, Out, read_body, while_present
+from gateway.away import waiting
 from gateway.door import Door
 from gateway.intake import Asked, Intake
 from gateway.openai.errors import ApiError, bad_request, ill_formed, missing, refused
@@ -137,7 +138,7 @@ class StateApi:
         async def serve(asked: Asked, out: Out) -> None:
             topic = _topic(scope, asked, _query(scope).get("scope"))
             try:
-                with self.events.reading(asked.caller.tenant):
+                with self.events.reading(asked.caller.tenant), waiting():
                     async with while_present(receive):
                         await self._stream(scope, asked, topic, out)
             except TooManyReaders:

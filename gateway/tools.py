@@ -37,6 +37,12 @@ from policies.sql import SqlRefused, Statement
 EXECUTE, DESCRIBE = "execute_sql", "describe_tables"
 
 
+class Counts(Protocol):
+    """What the metrics hear of it."""
+
+    def answered(self, source: str, saved: float = 0.0) -> None: ...
+
+
 class Reader(Protocol):
     """Reads SQL off the event loop, what is not `known` by its text. Raises SqlRefused."""
 
@@ -72,7 +78,7 @@ class Warehouse:
 
 
 class _Answers:
-    """Results kept as bytes, each behind its fate and a line feed, seen as answers."""
+    """Results kept as bytes, each behind its fate, the seconds that it took and a line feed, seen as answers."""
 
     def __init__(self, house: Warehouse) -> None:
         self._house = house
@@ -81,13 +87,15 @@ class _Answers:
         kept = self._house.kept.get(key)
         if kept is None:
             return None
-        fate, _, body = kept.partition(b"\n")
-        return Answer(status=200, body=body, fate=FATES[fate.decode()], cache="hit")
+        head, _, body = kept.partition(b"\n")
+        fate, seconds = head.decode().split()
+        return Answer(status=200, body=body, fate=FATES[fate], cache="hit", seconds=float(seconds))
 
     def put(self, key: Hashable, value: Answer) -> None:
         # Replaced while the statement was under way: it may have run on the new data and must not stand for the old.
         if self._house.current(key):
-            self._house.kept.put(key, value.fate.encode() + b"\n" + value.body, seconds=value.seconds)
+            head = f"{value.fate} {value.seconds:.6f}\n"
+            self._house.kept.put(key, head.encode() + value.body, seconds=value.seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +170,7 @@ class Desk:
         intake: Intake,
         warehouses: Mapping[str, Warehouse],
         spare: Spare,
-        count: Callable[[str], None],
+        counts: Counts,
         total: float = 600.0,
     ) -> None:
         """`total` bounds a statement with its time in the queue, in seconds."""
@@ -170,7 +178,7 @@ class Desk:
         self._intake = intake
         self._warehouses = warehouses
         self._spare = spare
-        self._count = count
+        self._counts = counts
         self._total = total
         self._columns = Columns(lambda asked, database: self.describe(asked, database=database))
         self.databases = sorted({name for house in warehouses.values() for name in house.settings.databases})
@@ -218,7 +226,7 @@ class Desk:
         key = ready.key(asked.caller.tenant, house.rows(question.limit))
         answer = self._recalls[house.pool].at_hand(key, call)
         if answer is not None:
-            self._count("hit")
+            self._counts.answered("hit", answer.seconds)
         return answer
 
     async def _answered(
@@ -228,7 +236,7 @@ class Desk:
         rows = house.rows(limit)
         job = ready.job("/sql/query", rows, house.settings.max_bytes, report)
         if not ready.statement.deterministic:
-            self._count("bypass")
+            self._counts.answered("bypass")
             return await self._run(house, ready.call, job)
         return await self._recalled(house, ready.key(asked.caller.tenant, rows), ready.call, job)
 
@@ -242,7 +250,7 @@ class Desk:
         if isinstance(ready, Answer):
             yield ready
             return
-        self._count("stream")
+        self._counts.answered("stream")
         settings = ready.house.settings
         most = min(question.limit or settings.max_stream_rows, settings.max_stream_rows)
         request = ready.job("/sql/stream", most, settings.max_stream_bytes).request(ready.call)
@@ -264,7 +272,7 @@ class Desk:
             raise unavailable(f"SQL cannot be read now: {error}", retry_after=error.retry_after or 1.0) from error
         else:
             return _Ready(question.sql, house, database, call, statement, values)
-        self._count("refused")
+        self._counts.answered("refused")
         self._runtime.recalled(call, _outcome(answer, "cache"))
         return answer
 
@@ -295,8 +303,11 @@ class Desk:
 
         found = await self._recalls[house.pool].get(key, call, compute)
         answer = found.value
-        self._count("bypass" if answer.volatile and found.cache == "miss" else found.cache)
-        return replace(answer, cache=found.cache, start=answer.start if found.cache == "miss" else None)
+        if found.cache == "miss":
+            self._counts.answered("bypass" if answer.volatile else "miss")
+            return replace(answer, cache="miss")
+        self._counts.answered(found.cache, answer.seconds)
+        return replace(answer, cache=found.cache, start=None)
 
     async def _run(self, house: Warehouse, call: Call, job: _Job) -> Answer:
         try:

@@ -44,6 +44,11 @@ class Answer:
             return NO_ROWS
         return str(self.document()["error"]["message"]) if self.status != 200 else ""
 
+    @property
+    def code(self) -> str:
+        """The code of an error, of those that SQL has; empty where there is none."""
+        return str(self.document()["error"]["code"]) if self.status != 200 else ""
+
     def placed(self, written: str) -> Answer:
         """The same, an error with its place in the text that was written."""
         if self.status != 400:

@@ -101,7 +101,8 @@ class Walker:
             walk.path.append((stage, fate))
             stage = graph.following(stage, fate)
         last = walk.path[-1][0] if walk.path else ""
-        self._runtime.recalled(self._intake.end_of_run(asked, pool, stage=last), Outcome(fate="ok", source="cache"))
+        end = Outcome(fate="ok" if walk.answer is not None else "error", source="cache")
+        self._runtime.recalled(self._intake.end_of_run(asked, pool, stage=last), end)
 
     async def _use_tool(self, walk: Walk, asked: Asked, stage: str, spec: Stage) -> Fate:
         database = spec.database

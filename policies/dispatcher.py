@@ -228,7 +228,6 @@ class Dispatcher:
         if tracked is None or tracked.attempt != event.attempt:
             return ()
         outcome = event.outcome
-        touched: Sequence[str] = ()
         if event.attempt is not None:
             touched = self._answered(tracked, outcome, now, out)
         else:
@@ -312,6 +311,7 @@ class Dispatcher:
             fate,
             now,
             over=last and fate == "ok",
+            told=had.fate,
             service=had.total,
             queued=had.queued,
             tokens=had.prompt_tokens + had.output_tokens,
@@ -324,7 +324,7 @@ class Dispatcher:
         self, tracked: Tracked, reason: Reason, retry_after: float | None, now: float, out: list[Action]
     ) -> Sequence[str]:
         out.append(Refused(call=tracked.call.id, reason=reason, retry_after=retry_after))
-        return self._forget(tracked, "error" if tracked.attempts else None, now)
+        return self._forget(tracked, "error" if tracked.attempts else None, now, Outcome(fate="error"))
 
     def _view(self, tracked: Tracked) -> RunView:
         return tracked.run.view(lead=self.tenants.lead(tracked.call.tenant))

@@ -8,6 +8,7 @@ others can serve its calls; an engine that ended unasked is replaced, with growi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -44,6 +45,8 @@ class Fleet:
         self._serving: dict[str, list[EngineState]] = {}
         self._together: dict[tuple[str, ...], list[EngineState]] = {}
         self.borrowers = lending(specs)
+        self.ejections: Counter[str] = Counter()
+        """How often engines of a pool have been left out."""
 
     def __iter__(self) -> Iterator[EngineState]:
         return iter(self._engines.values())
@@ -175,6 +178,7 @@ class Fleet:
             for pool in self.borrowers[state.pool]
         ):
             state.eject(now)
+            self.ejections[state.pool] += 1
 
     def reconcile(self, pool: str, now: float) -> list[Action]:
         """Launch, revive or drain until the pool has as many engines as it shall have."""

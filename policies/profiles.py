@@ -103,6 +103,19 @@ class Profiles:
         profile = self._profiles.get((pool, "", "", 0))
         return profile.service if profile is not None and profile.count else self._prior(pool)
 
+    def ahead(self, workflow: str, stage: str, visit: int) -> tuple[float, float]:
+        """Seconds of service that a call at this round of its stage is expected to take, and all that follows it.
+
+        For people to see. Unlike `estimate` it brings nothing up to date, so that no decision depends on who looks.
+        """
+        learned, place = self._learned.get(workflow), (stage, min(visit, DEEP))
+        seen = learned.counts.stages.get(stage) if learned is not None else None
+        if learned is None or seen is None:
+            return 0.0, 0.0
+        _, profile = self._best(seen.pool, workflow, place)
+        after = learned.after.get(place, Remaining())
+        return profile.service if profile is not None else self._prior(seen.pool), after.mean
+
     # --- what is learned --------------------------------------------------------------------------------------
 
     def observe(self, call: Call, visit: int, outcome: Outcome) -> None:

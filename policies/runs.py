@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from policies.calls import Call, Fate
+from policies.critical import NOTHING, Chain
 from policies.protocols import RunView
 from policies.sketch import Sketch
 from policies.transitions import OVER, Transition
@@ -22,6 +24,9 @@ ENDED_LEAST, ENDED_MOST = 20, 1000
 """How many runs must have ended before it is said how long they last, and how many that are remembered for."""
 LOOKED_AT = 8
 """Runs looked at for forgetting when a call arrives: more than one, so that those that are over cannot pile up."""
+
+BROKEN: Final = frozenset({"error", "empty", "timeout"})
+"""Ends of a stage that whatever follows is there to repair."""
 
 RunKey = tuple[str, str, str]
 """Tenant, workflow, run: an id means nothing outside its workflow."""
@@ -75,9 +80,11 @@ class Past:
 class Run:
     """One execution of a workflow. The deadline is that of its first call and stays.
 
-    `visits` counts the calls by stage, `open` holds those that are open, each with the length of the longest chain of
-    calls before it. `ended` are the stages whose calls have all ended and which nothing has followed yet; `sources`
-    those that the calls now open have followed. `most` is how many calls were open at once since none was.
+    `visits` counts the calls by stage, `open` holds those that are open, each with the longest chain of calls
+    before it: as `path` has it, seconds of service, and as `longest` has it, those in queues besides. `ended` are
+    the stages whose calls have all ended and which nothing has followed yet; `sources` those that the calls now
+    open have followed. `most` is how many calls were open at once since none was; `repairs` counts those that
+    followed another stage, which had gone wrong. Its last call ended at `left`, as `last` says.
     """
 
     key: RunKey
@@ -89,14 +96,18 @@ class Run:
     fate: Fate | None = None
     visits: dict[str, int] = field(default_factory=dict)
     calls: int = 0
-    open: dict[str, float] = field(default_factory=dict)
+    open: dict[str, tuple[float, Chain]] = field(default_factory=dict)
     history: deque[tuple[str, Fate]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     declared_over: bool = False
     attained: float = 0.0
     path: float = 0.0
+    longest: Chain = NOTHING
     waited: float = 0.0
     context: int = 0
     most: int = 0
+    repairs: int = 0
+    left: float = 0.0
+    last: Fate | None = None
     past: Past
     places: dict[str, _Place] = field(default_factory=dict)
     ended: dict[str, _Source] = field(default_factory=dict)
@@ -120,11 +131,14 @@ class Run:
             entered=self.past.entered,
         )
 
-    def had(self, before: float, service: float, queued: float, tokens: int) -> None:
-        """Add what an ended call has had; `before` is the longest chain of calls before it, fixed when it came."""
+    def had(self, stage: str, before: tuple[float, Chain], *, service: float, queued: float, tokens: int) -> None:
+        """Add what an ended call has had; `before` are the longest chains of calls before it, fixed when it came."""
+        path, longest = before
         self.attained += service
         self.waited += queued
-        self.path = max(self.path, before + service)
+        self.path = max(self.path, path + service)
+        if longest.seconds + queued + service > self.longest.seconds:
+            self.longest = longest.then(stage, queued + service)
         self.context = tokens or self.context
 
     def counter(self, stage: str) -> str:
@@ -134,6 +148,10 @@ class Run:
 
 def _untaught(transition: Transition) -> None:
     """Nobody learns."""
+
+
+def _unwatched(run: Run) -> None:
+    """Nobody is told."""
 
 
 class Runs:
@@ -151,6 +169,7 @@ class Runs:
         self._limit = limit
         self._idle = idle
         self._learn = learn
+        self._ended: Callable[[Run], None] = _unwatched
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -161,6 +180,11 @@ class Runs:
     def __iter__(self) -> Iterator[Run]:
         return iter(self._runs.values())
 
+    def watch(self, ended: Callable[[Run], None]) -> None:
+        """Hand each run over once it has ended: its end is that of its last call, `run.left`, even where that is
+        known only when the run is forgotten. Who is told must change nothing."""
+        self._ended = ended
+
     def enter(self, call: Call, workflow: Workflow | None, now: float) -> tuple[Run, int]:
         """Note that a call has arrived; returns its run and which visit this is to its stage.
 
@@ -169,7 +193,7 @@ class Runs:
         run = self._run_of(call, workflow, now)
         self._note_tool(run, call, workflow)
         run.calls += 1
-        run.open[call.id] = run.path
+        run.open[call.id] = run.path, run.longest
         run.most = max(run.most, len(run.open))
         stage = run.counter(call.stage)
         run.visits[stage] = run.visits.get(stage, 0) + 1
@@ -194,11 +218,13 @@ class Runs:
         now: float,
         *,
         over: bool = False,
+        told: Fate = "cancelled",
         service: float = 0.0,
         queued: float = 0.0,
         tokens: int = 0,
     ) -> None:
-        """Note that a call has ended; None where it never began. A run that is over goes with its last call.
+        """Note that a call has ended; None where it never began, and `told` is what its client heard: `error` where
+        it was refused. A run that is over goes with its last call.
 
         Of the call: `service` seconds in an engine, `queued` seconds before, `tokens` of prompt and answer.
         """
@@ -207,6 +233,7 @@ class Runs:
             return
         before = run.open.pop(call.id)
         run.most = run.most if run.open else 0
+        run.left, run.last = now, fate or told
         stage = run.counter(call.stage)
         place = run.places[stage]
         place.open -= 1
@@ -217,7 +244,7 @@ class Runs:
             place.fate = fate
             run.history.append((call.stage, fate))
             run.fate = fate if run.position == call.stage else run.fate
-            run.had(before, service, queued, tokens)
+            run.had(stage, before, service=service, queued=queued, tokens=tokens)
         if place.open == 0 and place.fate is None:
             place.rounds -= 1
         elif place.open == 0:
@@ -255,14 +282,13 @@ class Runs:
     def _follow(self, run: Run, stage: str, visit: int, workflow: Workflow | None) -> None:
         """Notice what a call follows that begins a round at its stage."""
         if len(run.open) == 1:
-            run.sources, run.ended = list(run.ended.values()), {}
-            self._tell(run, run.sources, stage, visit)
-            return
-        led = [name for name in run.ended if workflow is not None and workflow.edge(name, stage)]
-        if led:
-            self._tell(run, [run.ended.pop(name) for name in led], stage, visit)
+            followed = run.sources = list(run.ended.values())
+            run.ended = {}
         else:
-            self._tell(run, run.sources, stage, visit, beside=True)
+            led = [name for name in run.ended if workflow is not None and workflow.edge(name, stage)]
+            followed = [run.ended.pop(name) for name in led]
+        run.repairs += any(source.fate in BROKEN and source.stage != stage for source in followed)
+        self._tell(run, followed or run.sources, stage, visit, beside=not followed)
 
     def _tell(self, run: Run, sources: list[_Source], stage: str, visit: int, *, beside: bool = False) -> None:
         if not run.workflow:  # nothing is to be learned from calls that belong to none
@@ -288,6 +314,8 @@ class Runs:
         for source in sources:
             source.fate = source.fate if known else None
         self._tell(run, sources, OVER, 0)
+        if run.calls or run.last == "error":  # else its only call was taken back before it began
+            self._ended(run)
 
     def _note_tool(self, run: Run, call: Call, workflow: Workflow | None) -> None:
         """Record how a tool ended that ran between the last call and this one, told by the client or inferred."""

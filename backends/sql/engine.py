@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Final, Self
+from functools import partial
+from typing import Final, Literal, Self
 
 from backends.base import BackendError, EngineReport, Reply, Request
 from backends.capabilities import Capabilities
@@ -23,6 +24,9 @@ _log = logging.getLogger("cortex.sql")
 
 GRACE: Final = 0.25
 """Seconds after its timeout in which a statement may still end by itself; then its process is killed."""
+
+WorkerEnd = Literal["killed", "crashed", "retired"]
+"""How a process ended: it did not obey its limits, it died by itself, or its engine was closed."""
 
 _START: Final = 20.0
 _JSON: Final = "application/json"
@@ -76,8 +80,16 @@ class SqlEngine:
     percent.
     """
 
-    def __init__(self, options: SqlOptions, *, breaker: Breaker | None = None) -> None:
+    def __init__(
+        self,
+        options: SqlOptions,
+        *,
+        breaker: Breaker | None = None,
+        ended: Callable[[WorkerEnd], None] = lambda _: None,
+    ) -> None:
+        """`ended` is told of each process that is no more."""
         self._options = options
+        self._ended = ended
         self._breaker = breaker or Breaker()
         self._child: Child | None = None
         self._repair: asyncio.Task[None] | None = None
@@ -160,6 +172,7 @@ class SqlEngine:
             await asyncio.gather(self._repair, return_exceptions=True)
         child, self._child = self._child, None
         if child is not None:
+            self._ended("retired")
             await child.kill()
 
     async def _asked(self, talk: _Talk) -> bytes:
@@ -192,8 +205,10 @@ class SqlEngine:
         self._begin(self._replace(talk.child))
         if error.trouble == "timeout":
             self._kills += 1
+            self._ended("killed")
             return answers.failure("the statement took too long and was stopped", "timeout")
         self._crashes += 1
+        self._ended("crashed")
         self._breaker.failed(time.monotonic())
         raise BackendError(
             "the SQL worker ended while it ran this statement", trouble="crashed", retryable=False
@@ -209,6 +224,7 @@ class SqlEngine:
                     elif self._child is not None and self._child.alive:
                         return self._child
                     else:  # it died with nothing in hand
+                        self._ended("crashed")
                         self._begin(self._replace(self._child))
         except TimeoutError:
             raise _down(self._breaker.left(time.monotonic())) from None
@@ -227,6 +243,7 @@ class SqlEngine:
             await child.answer(GRACE)
         except BackendError:
             self._kills += 1
+            self._ended("killed")
             await self._replace(child)
 
     async def _replace(self, child: Child | None) -> None:
@@ -248,8 +265,10 @@ class SqlEngine:
 class SqlCluster:
     """The SQL workers of one pool: each name is a process of its own over the same databases."""
 
-    def __init__(self, options: SqlOptions) -> None:
+    def __init__(self, options: SqlOptions, *, ended: Callable[[str, WorkerEnd], None] = lambda *_: None) -> None:
+        """`ended` is told of each process that is no more, by the name of its engine."""
         self._options = options
+        self._ended = ended
         self._engines: dict[str, SqlEngine] = {}
         self._said = False
 
@@ -257,7 +276,7 @@ class SqlCluster:
         """Raises BackendError, also when the name is taken; the message names no file."""
         if name in self._engines:
             raise BackendError(f"the engine {name} is there already", trouble="refused", retryable=False)
-        engine = self._engines[name] = SqlEngine(self._options)
+        engine = self._engines[name] = SqlEngine(self._options, ended=partial(self._ended, name))
         try:
             await engine.start()
             if not self._said:

@@ -32,7 +32,9 @@ class Bar:
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
-    """All bars whose cells and contenders were measured."""
+    """All bars whose cells and contenders were measured; a cell that was cut short is left out."""
+    names = {row.contender for row in rows}
+    rows = [row for row in rows if {one.contender for one in rows if one.cell == row.cell} == names]
     measured, names = cells(rows), {row.contender for row in rows}
     made: list[Bar] = []
     if FULL in measured and {ISOLATED, ROUND_ROBIN} <= names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Self
 import aiohttp
 import zmq.asyncio
 
+from backends.base import BackendError
 from backends.kvevents import Feed
 from backends.kvindex import BlockIndex
 from backends.vllm import HttpEngine
@@ -19,6 +21,7 @@ from bench.isolation.engines import Pair
 
 EVERY = 0.25
 """Seconds between two looks: a call takes seconds."""
+COOL_MOST = 30.0
 
 
 @dataclass(slots=True)
@@ -57,10 +60,19 @@ class Watch:
             context.destroy(linger=0)
 
     async def cool(self) -> None:
-        """Empty the engines' prefix caches."""
+        """Empty the engines' prefix caches. vLLM does not while a call's blocks are still held, and publishes that it
+        did with its next step only."""
         for url in self.urls:
-            async with self.session.post(f"{url}/reset_prefix_cache") as response:
-                response.raise_for_status()
+            async with asyncio.timeout(COOL_MOST):
+                while not await self._emptied(url):
+                    await asyncio.sleep(EVERY)
+        for index in self.indexes:
+            index.begin(whole=True)
+
+    async def _emptied(self, url: str) -> bool:
+        async with self.session.post(f"{url}/reset_prefix_cache") as response:
+            response.raise_for_status()
+            return b'"success":false' not in (await response.read()).replace(b" ", b"")
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[Seen]:
@@ -77,7 +89,8 @@ class Watch:
 
     async def _keep_looking(self, engines: Sequence[HttpEngine], seen: Seen) -> None:
         while True:
-            await self._look(engines, seen)
+            with contextlib.suppress(BackendError):  # one that is late; the next look may be in time
+                await self._look(engines, seen)
             await asyncio.sleep(EVERY)
 
     async def _look(self, engines: Sequence[HttpEngine], seen: Seen) -> int:

@@ -227,3 +227,35 @@ def test_what_lies_further_off_and_what_is_unknown_is_passed_over() -> None:
 def test_what_is_no_batch_is_refused(message: bytes) -> None:
     with pytest.raises(Unreadable):
         read_batch(message)
+
+
+def nested(depth: int) -> bytes:
+    """A batch whose one block has a key of so many lists within each other."""
+    event = stored([b"x"], TOKENS[:4], None, extra_keys="@@")
+    lists = b"\x91" * (depth + 2) + b"\x01"
+    return msgspec.msgpack.encode([1e10, [event], 0]).replace(msgspec.msgpack.encode("@@"), lists)
+
+
+async def test_keys_that_are_nested_too_deeply_do_not_end_the_listening(tmp_path: Path) -> None:
+    at = source(tmp_path)
+    async with publishing(at) as publisher, following(at, most=10_000) as index:
+        await heard(publisher, index)
+        for depth in range(900, 1000, 3):
+            await publisher.send(nested(depth))
+        async with asyncio.timeout(10):
+            while held(index) != 2:
+                await publisher.publish(FIRST)
+                await asyncio.sleep(0.05)
+
+
+async def test_more_batches_than_fit_into_a_queue_are_asked_for_until_all_have_come(tmp_path: Path) -> None:
+    at = source(tmp_path)
+    async with publishing(at, kept=5000) as publisher:
+        await publisher.publish(FIRST)
+        for number in range(3000):
+            await publisher.publish(
+                stored([b"%d" % number], [number] * 4, b"b" if number == 0 else b"%d" % (number - 1))
+            )
+        async with following(at, most=10_000) as index:
+            await until(lambda: len(index) == 3002, seconds=20)
+            assert index.whole

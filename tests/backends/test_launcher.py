@@ -248,7 +248,7 @@ def test_the_gpus_of_a_machine_are_those_that_may_be_seen(tmp_path: Path) -> Non
     assert devices_of_this_machine({"CUDA_VISIBLE_DEVICES": ""}) == ()
     for name in ("nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    assert devices_of_this_machine({}, tmp_path) == ("2", "10")
+    assert devices_of_this_machine({}, tmp_path) == ("0", "1")
 
 
 def test_the_command_of_a_vllm_server_tells_what_is_asked_of_it() -> None:
@@ -265,3 +265,13 @@ def test_the_command_of_a_vllm_server_tells_what_is_asked_of_it() -> None:
     assert command(priority=True, args=["--x"]) == ["--scheduling-policy", "priority", "--x"]
     assert command(gpus=0.5) == ["--gpu-memory-utilization", "0.45"]
     assert command(gpus=4) == ["--tensor-parallel-size", "4"]
+
+
+async def test_a_log_that_cannot_be_written_takes_no_gpu(servers: Serving, tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file")
+    machine = Gpus(("0",))
+    cluster = servers(machine=machine, gpus=1, logs=tmp_path / "logs")
+    for _ in range(2):
+        with pytest.raises((BackendError, OSError)):
+            await cluster.start("p/0")
+    assert machine.take(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from backends.vllm_metrics import Cache, read_cache, read_metrics
@@ -111,3 +113,15 @@ def test_a_size_that_is_none_stays_unknown(told: str) -> None:
         f'vllm:cache_config_info{{block_size="{told}",enable_prefix_caching="{told}",num_gpu_blocks="{told}"}} 1.0\n'
     )
     assert read_cache(line.encode()) == Cache()
+
+
+def test_a_page_of_nonsense_is_read_in_no_time() -> None:
+    page = b"\nvllm:cache_config_info{" + b"a" * 200_000 + b"} 1.0\n"
+    began = time.process_time()
+    assert read_cache(page) == Cache()
+    assert time.process_time() - began < 1.0
+
+
+@pytest.mark.parametrize("value", [b"1e308", b"-1", b"NaN", b"inf"])
+def test_what_is_no_sensible_number_is_passed_over(value: bytes) -> None:
+    assert read_metrics(b'\nvllm:num_requests_running{engine="0"} ' + value + b"\n").running == 0

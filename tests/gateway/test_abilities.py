@@ -209,3 +209,40 @@ async def test_an_engine_that_slept_when_it_came_up_is_asked_when_it_wakes(tmp_p
             await up.gateway.monitor.poll()
             assert can("default/0").token_details is True
             assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
+
+
+async def test_an_engine_that_is_too_busy_for_questions_can_still_do_what_it_could(tmp_path: Path) -> None:
+    async with recording() as engine:
+        says(engine, vllm("0.20.1"))
+        engine.metrics = CACHE % b"True"
+        async with running(tmp_path, written({"default": attached(engine.url)}), report_every=CALM) as up:
+            before = up.gateway.runtime.abilities.of("default/0")
+            assert (before.ordering, only_engine(up).limits.kv_tokens) == ("body", 1600)
+            engine.healthy, page, engine.metrics = False, engine.metrics, None
+            await up.gateway.monitor.poll()
+
+            async def hang_up(exchange: Exchange) -> None:
+                await exchange.left()
+
+            engine.healthy, engine.metrics, engine.tell = True, page, hang_up
+            await up.gateway.monitor.poll()
+            assert up.gateway.runtime.abilities.of("default/0") == before
+            assert only_engine(up).limits.kv_tokens == 1600
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b'vllm:num_requests_running{e="0"} 1e308\nvllm:num_requests_running{e="1"} 1e308\n',
+        b'vllm:cache_config_info{block_size="100000000000",num_gpu_blocks="100000000000000000"} 1.0\n',
+    ],
+)
+async def test_an_engine_whose_counts_are_absurd_serves_all_the_same(tmp_path: Path, page: bytes) -> None:
+    async with recording() as engine:
+        says(engine, vllm("0.32.0"))
+        engine.metrics = page
+        text = written({"default": attached(engine.url)}, server={"port": 0, "journal": str(tmp_path / "journal")})
+        async with running(tmp_path, text, report_every=CALM) as up:
+            await up.gateway.monitor.poll()
+            assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
+            assert up.gateway.runtime.journal_dropped == 0

@@ -214,3 +214,18 @@ async def test_an_engine_that_is_gone_is_listened_to_no_longer(
         await until(lambda: "p/0" not in resident(up))
         up.gateway.runtime.handle(EngineGone(engine="p/1"))
         await until(lambda: "p/1" not in resident(up))
+
+
+async def test_a_call_that_every_engine_refuses_is_expected_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with speaking(tmp_path, monkeypatch, many=2) as (one, two):
+        async with listening_to(tmp_path, one, two) as up:
+            body = chat(LONG, max_tokens=2)
+            assert (
+                await up.http.post(CHAT, json=body, headers={"X-Emulated-Fault": "status=503"})
+            ).status_code == 503
+            await until(lambda: up.gateway.residence is not None and up.gateway.residence.open == 0)
+            assert (await up.http.post(CHAT, json=body)).status_code == 200
+        *_, last = starts(tmp_path)
+        assert last.expected_cached == 0

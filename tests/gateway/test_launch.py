@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -78,4 +79,36 @@ async def test_a_server_that_is_not_needed_sleeps_until_it_is(tmp_path: Path) ->
         await up.http.post(f"/admin/engines/{awake}/drain", headers=TOKEN)
         reply = await up.http.post(CHAT, json=chat(max_tokens=2))
         assert (reply.status_code, reply.headers["x-workflow-engine"]) == (200, woken)
+    assert servers() == before
+
+
+def slow_from_now_on(flag: Path) -> list[str]:
+    """A server that takes long to come up once there is a flag."""
+    wait = f"import os, time\nif os.path.exists({str(flag)!r}): time.sleep(60)\n"
+    return [sys.executable, "-c", wait + ADAPTER]
+
+
+async def test_a_start_that_is_not_wanted_any_more_ends_at_once(tmp_path: Path) -> None:
+    flag, before = tmp_path / "slow", servers()
+    async with running(tmp_path, launched(tmp_path, command=slow_from_now_on(flag))) as up:
+        flag.touch()
+        await up.http.post("/admin/pools/default/scale", json={"engines": 2}, headers=TOKEN)
+        await until(lambda: len(servers() - before) == 2, "the second server's start")
+        await up.http.post("/admin/pools/default/scale", json={"engines": 1}, headers=TOKEN)
+        await until(lambda: len(servers() - before) == 1, "its end")
+        assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
+    assert servers() == before
+
+
+async def test_a_gateway_that_waits_for_its_first_server_can_be_stopped(tmp_path: Path) -> None:
+    flag, before = tmp_path / "slow", servers()
+    flag.touch()
+    path = tmp_path / "config.yaml"
+    path.write_text(launched(tmp_path, command=slow_from_now_on(flag)))
+    command = (sys.executable, "-m", "gateway", "serve", "--config", str(path))
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    await until(lambda: bool(children("backends.keeper", parent=process.pid)), "its server's start", within=30)
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(20):
+        assert await process.wait() == 0
     assert servers() == before

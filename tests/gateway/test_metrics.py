@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from pathlib import Path
 
 import httpx
@@ -16,7 +15,6 @@ from backends.emulated.server import serve
 from tests.gateway import shop
 from tests.gateway.support import Running, attached, chat, metric, running, settled, until, written
 
-ROOT = Path(__file__).parents[2]
 CHAT = "/v1/chat/completions"
 
 
@@ -145,67 +143,15 @@ async def test_no_client_can_make_new_series(tmp_path: Path) -> None:
 
     async with (
         serve(shop.FAST) as server,
-        running(tmp_path, written({"default": attached(server.url)}, limits={"runs": 100})) as up,
+        running(
+            tmp_path,
+            written({"default": attached(server.url)}, limits={"runs": 10}, metrics={"labels": 5}),
+        ) as up,
     ):
-        await traffic(up, 60)
+        await traffic(up, 150)
         before = (await shown(up)).keys()
-        await traffic(up, 1000)
+        await traffic(up, 700)
         await settled(up.gateway, server)
         after = (await shown(up)).keys()
-        assert after == before
-        assert metric(up.gateway, "cortex_runs") <= 100
-
-
-async def test_the_page_has_every_metric(tmp_path: Path) -> None:
-    told = re.findall(r"^\| `(cortex_\w+)` \|", (ROOT / "docs" / "observing.md").read_text(), re.MULTILINE)
-    async with shop.shop(tmp_path) as site:
-        families = list(site.up.gateway.metrics.registry.collect())
-    names = [family.name + "_total" * (family.type == "counter") for family in families]
-    assert sorted(told) == sorted(names)
-
-
-async def test_these_are_all_the_metrics(tmp_path: Path) -> None:
-    """Each of them is given a value by a test here, of the admin API, the journal or the monitor."""
-    async with shop.shop(tmp_path) as site:
-        families = {family.name for family in site.up.gateway.metrics.registry.collect()}
-    assert families == {
-        "cortex_requests",
-        "cortex_cancellations",
-        "cortex_request_seconds",
-        "cortex_queue_seconds",
-        "cortex_slack_at_dispatch_seconds",
-        "cortex_calls",
-        "cortex_attempts",
-        "cortex_attempt_failures",
-        "cortex_refusals",
-        "cortex_identity",
-        "cortex_sql_answers",
-        "cortex_sql_ahead",
-        "cortex_sql_ahead_saved_seconds",
-        "cortex_artifact_lookups",
-        "cortex_artifact_evictions",
-        "cortex_redis_failures",
-        "cortex_artifacts",
-        "cortex_artifact_bytes",
-        "cortex_state_readers",
-        "cortex_engines",
-        "cortex_waiting_calls",
-        "cortex_running_calls",
-        "cortex_committed_work_tokens",
-        "cortex_engine_kv_use_ratio",
-        "cortex_engine_budget_tokens",
-        "cortex_engine_on_loan_tokens",
-        "cortex_engine_pressure_ratio",
-        "cortex_engine_prefix_tokens",
-        "cortex_engine_resident_blocks",
-        "cortex_prefix_predicted_tokens",
-        "cortex_prefix_cached_tokens",
-        "cortex_prefix_error_blocks",
-        "cortex_gate_window",
-        "cortex_gate_active",
-        "cortex_gate_parked",
-        "cortex_completion_lookups",
-        "cortex_completion_saved_seconds",
-        "cortex_runs",
-        "cortex_journal_dropped",
-    }
+        assert after - before == set()
+        assert metric(up.gateway, "cortex_runs") <= 10

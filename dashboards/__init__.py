@@ -1,0 +1,1 @@
+"""What operators look at: Grafana boards written by code, and Prometheus alerts."""

@@ -1,0 +1,7 @@
+"""All boards."""
+
+from __future__ import annotations
+
+from dashboards import gateway, pools, sql, workflows
+
+BOARDS = (workflows.BOARD, pools.BOARD, sql.BOARD, gateway.BOARD)

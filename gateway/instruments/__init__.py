@@ -1,0 +1,1 @@
+"""What counts and measures: the metrics of `gateway.metrics`, family by family."""
