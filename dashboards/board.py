@@ -12,7 +12,7 @@ Unit = Literal["s", "percentunit", "short", "ops", "reqps", "bytes", "none"]
 """Grafana's names: seconds, a share of 1, a number, per second, requests per second, bytes, as it comes."""
 
 SLO = 0.95
-"""The share of runs that shall meet its deadline, where the configuration of a workflow says nothing else."""
+"""The share of runs that shall meet their deadline. The alerts have it, too."""
 
 
 @dataclass(frozen=True, slots=True)

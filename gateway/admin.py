@@ -155,6 +155,7 @@ class AdminApi:
             "pool": state.pool,
             "state": "ejected" if state.ejected_until > now else "asleep" if state.asleep else state.status,
             "running": len(state.slots),
+            "sequences": state.limits.sequences,
             "queued": report.waiting if report is not None else 0,
             "committed_work": state.work,
             "budget": state.budget if state.budget < UNLIMITED else None,

@@ -169,6 +169,19 @@ class Residence:
 
     def watch(self, event: Event, actions: list[Action]) -> None:
         """Hear what the dispatcher was told and decided."""
+        self._told(event, actions)
+        for action in actions:
+            match action:
+                case Start() if action.call in self._sent:
+                    self._sent[action.call].expected = action.expected_cached
+                case Refused():
+                    self._ended(action.call, None)
+                case Retire():
+                    self._leave(action.engine)
+                case _:
+                    pass
+
+    def _told(self, event: Event, actions: list[Action]) -> None:
         match event:
             case EngineUp():
                 self._follow(event.engine)
@@ -187,16 +200,6 @@ class Residence:
                 self._ended(event.call, None)
             case _:
                 pass
-        for action in actions:
-            match action:
-                case Start() if action.call in self._sent:
-                    self._sent[action.call].expected = action.expected_cached
-                case Refused():
-                    self._ended(action.call, None)
-                case Retire():
-                    self._leave(action.engine)
-                case _:
-                    pass
 
     def _settle(self, call: str, after: float) -> None:
         """What a call computes has come in, or will not."""

@@ -293,19 +293,14 @@ class Runtime:
         began = self.now()
         try:
             engine = await self._clusters[pool].start(name)
+            watch = self._watches[name] = asyncio.create_task(self._until_ended(pool, name), name=f"end of {name}")
+            watch.add_done_callback(self._all_jobs.discard)
+            self._all_jobs.add(watch)
+            limits = limited(self.pools[pool].limits, await self.abilities.ask(pool, name, engine))
+            held = await self.warming.warm(pool, name, engine)
         except Exception as error:  # noqa: BLE001 - whatever it was: the scheduler must not wait for this engine
             trace = None if isinstance(error, BackendError) else error
             _log.warning("engine did not start pool=%s engine=%s reason=%s", pool, name, error, exc_info=trace)
-            self.handle(EngineGone(engine=name))
-            return
-        watch = self._watches[name] = asyncio.create_task(self._until_ended(pool, name), name=f"end of {name}")
-        watch.add_done_callback(self._all_jobs.discard)
-        self._all_jobs.add(watch)
-        try:
-            limits = limited(self.pools[pool].limits, await self.abilities.ask(pool, name, engine))
-            held = await self.warming.warm(pool, name, engine)
-        except Exception:
-            _log.exception("engine cannot be used pool=%s engine=%s", pool, name)
             self.handle(EngineGone(engine=name))
             return
         self.engines[name] = engine

@@ -15,7 +15,7 @@ from policies.runs import Run
 
 Order = Literal["latest", "slack", "age"]
 RUNS_SHOWN = 1000
-SORTED = 10_000
+SORTED = 5_000
 """Runs that are looked at for an order other than the latest first: to look at a run takes about a microsecond."""
 
 Json = dict[str, Any]
@@ -25,7 +25,7 @@ def told(dispatcher: Dispatcher, query: Mapping[str, str], now: float) -> Json:
     """The answer to `GET /admin/runs?order=…&limit=…`. Raises ApiError 400."""
     order, limit = _asked(query)
     ahead = cache(dispatcher.profiles.ahead)
-    latest = reversed(list(dispatcher.runs))
+    latest = reversed(dispatcher.runs)
 
     def slack(run: Run) -> float | None:
         if run.deadline is None:

@@ -180,6 +180,9 @@ class Runs:
     def __iter__(self) -> Iterator[Run]:
         return iter(self._runs.values())
 
+    def __reversed__(self) -> Iterator[Run]:
+        return reversed(self._runs.values())
+
     def watch(self, ended: Callable[[Run], None]) -> None:
         """Hand each run over once it has ended: its end is that of its last call, `run.left`, even where that is
         known only when the run is forgotten. Who is told must change nothing."""
@@ -236,7 +239,6 @@ class Runs:
         run.left, run.last = now, fate or told
         stage = run.counter(call.stage)
         place = run.places[stage]
-        place.open -= 1
         if fate is None:
             run.calls -= 1
             run.visits[stage] -= 1
@@ -245,14 +247,19 @@ class Runs:
             run.history.append((call.stage, fate))
             run.fate = fate if run.position == call.stage else run.fate
             run.had(stage, before, service=service, queued=queued, tokens=tokens)
-        if place.open == 0 and place.fate is None:
-            place.rounds -= 1
-        elif place.open == 0:
-            run.ended[stage] = _Source(stage, place.rounds, place.fate, place.width)
+        self._vacate(run, stage, place)
         if not run.open and (run.calls == 0 or run.declared_over or over):
             if run.calls:
                 run.past.end(now - run.started)
             self._end(run, known=True)
+
+    def _vacate(self, run: Run, stage: str, place: _Place) -> None:
+        """A stage has one open call less; with the last one it has ended, unless none of them began."""
+        place.open -= 1
+        if place.open == 0 and place.fate is None:
+            place.rounds -= 1
+        elif place.open == 0:
+            run.ended[stage] = _Source(stage, place.rounds, place.fate, place.width)
 
     def _run_of(self, call: Call, workflow: Workflow | None, now: float) -> Run:
         key = (call.tenant, call.workflow, call.run)

@@ -64,7 +64,7 @@ class Watch:
         did with its next step only."""
         for url in self.urls:
             async with asyncio.timeout(COOL_MOST):
-                while not await self._emptied(url):
+                while not await self._emptied(url):  # noqa: ASYNC110 - the server tells nobody
                     await asyncio.sleep(EVERY)
         for index in self.indexes:
             index.begin(whole=True)

@@ -16,6 +16,7 @@ class EngineFacts(msgspec.Struct, frozen=True):
     pool: str
     state: str
     running: int
+    sequences: int
     queued: int
     committed_work: float
     budget: float | None
@@ -27,8 +28,9 @@ class EngineFacts(msgspec.Struct, frozen=True):
 
     @property
     def load(self) -> float:
-        """The share of the work that it may have which it has."""
-        return self.committed_work / self.budget if self.budget else float(self.running > 0)
+        """The share of what it may have which it has: of calls or of their work, whichever is nearer to its bound."""
+        calls = self.running / self.sequences if self.sequences else 0.0
+        return max(calls, self.committed_work / self.budget if self.budget else 0.0)
 
 
 class PoolFacts(msgspec.Struct, frozen=True):

@@ -67,10 +67,10 @@ def frame(seen: Seen, view: View, width: int, height: int) -> list[Text]:
     pools, engines, runs = seen.facts.pools.pools, seen.facts.engines, seen.facts.runs
     rooms = shares(height - 3 - 2 * len(PARTS), [len(pools), len(engines), len(runs.runs)])
     made = [_title(seen, view, width), _rates(seen, width)]
-    made += _Part(name="pools", columns=POOLS, rows=pools, total=len(pools)).lines(rooms[0], view, width)
+    made += _Table(name="pools", columns=POOLS, rows=pools, total=len(pools)).lines(rooms[0], view, width)
     of_engines = engine_columns(seen.rates)
-    made += _Part(name="engines", columns=of_engines, rows=engines, total=len(engines)).lines(rooms[1], view, width)
-    made += _Part(name="runs", columns=RUNS, rows=runs.runs, total=runs.total).lines(rooms[2], view, width)
+    made += _Table(name="engines", columns=of_engines, rows=engines, total=len(engines)).lines(rooms[1], view, width)
+    made += _Table(name="runs", columns=RUNS, rows=runs.runs, total=runs.total).lines(rooms[2], view, width)
     if seen.lost is not None:
         for line in made[2:]:
             line.stylize("dim")
@@ -88,7 +88,7 @@ def shares(room: int, wanted: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Part(Generic[Row]):
+class _Table(Generic[Row]):
     """One table of a frame: what of it is known, and how many there are in all."""
 
     name: Part

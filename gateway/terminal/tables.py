@@ -19,7 +19,7 @@ def seconds(value: float) -> str:
     """A duration, to two figures or so."""
     size = abs(value)
     if size < 99.95:
-        return f"{value:.1f} s"
+        return f"{round(value, 1) + 0.0:.1f} s"  # 0.0 is added to what would be -0.0
     return f"{value / 60:.0f} min" if size < 5970 else f"{value / 3600:.0f} h"
 
 

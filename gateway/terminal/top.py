@@ -117,7 +117,7 @@ async def once(client: AdminClient, picture: Path | None) -> int:
     lines = frame(watch.seen(), watch.view, out.width, rows)[:-1]
     while not lines[-1]:
         lines.pop()
-    for line in () if out.is_terminal else lines:
+    for line in () if out.is_terminal else lines[1:]:
         line.rstrip()
     out.print(Picture(lines), end="")
     if picture is not None:

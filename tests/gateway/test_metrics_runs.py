@@ -126,6 +126,21 @@ async def test_the_gateways_own_time_leaves_out_queues_and_engines(tmp_path: Pat
             assert 0 < own < whole / 3
 
 
+async def test_a_statement_over_mcp_is_not_the_gateways_own_time(tmp_path: Path) -> None:
+    pools = {"warehouse": shop.warehouse(tmp_path)}
+    async with running(tmp_path, written(pools, mcp={"enabled": True})) as up:
+        sql = "SELECT count(*) AS n FROM range(8000) a, range(8000) b WHERE a.range * b.range % 7 = 3"
+        params = {"name": "execute_sql", "arguments": {"sql": sql}}
+        headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": "2025-06-18"}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        assert (await up.http.post("/mcp", json=body, headers=headers)).status_code == 200
+        await until(lambda: metric(up.gateway, "cortex_gateway_seconds_count", endpoint="mcp") == 1, "its end")
+        whole = metric(up.gateway, "cortex_request_seconds_sum", endpoint="mcp")
+        own = metric(up.gateway, "cortex_gateway_seconds_sum", endpoint="mcp")
+        ran = metric(up.gateway, "cortex_sql_seconds_sum", pool="warehouse")
+        assert own == pytest.approx(whole - ran, abs=ran / 2)
+
+
 async def test_a_reader_of_events_is_not_the_gateways_own_time(tmp_path: Path) -> None:
     async with serve(FAST) as server, running(tmp_path, written({"default": attached(server.url)})) as up:
         async with up.http.stream("GET", "/v1/state/topic/events") as reply:

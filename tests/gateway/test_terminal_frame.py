@@ -22,7 +22,8 @@ HOSTILE = "\x1b[2J\x07\n漢字🙂" * 8
 
 def engine(number: int, **more: Any) -> dict[str, Any]:
     return {
-        **{"name": f"coder/{number}", "pool": "coder", "state": "ready", "running": 3, "queued": 0, "kv_use": 0.95},
+        **{"name": f"coder/{number}", "pool": "coder", "state": "ready", "running": 3, "sequences": 32},
+        **{"queued": 0, "kv_use": 0.95},
         **{"committed_work": 5000.0, "budget": 10000.0, "on_loan": 0.0, "pressure": 0.1, "prefix_tokens": 10},
         "counters": {"generation_tokens": 100.0, "prefix_queries": 10.0, "prefix_hits": 5.0},
         **more,
@@ -245,6 +246,13 @@ def test_states_bounds_and_slack_are_put_into_words_and_colours() -> None:
     assert styles == {"-1.0 s": "bold red", "0.2 s ": "yellow", "–     ": "dim", "7 min ": "dim"}
 
 
+def test_the_load_of_an_engine_is_that_of_the_bound_that_it_is_nearest_to() -> None:
+    worker = {"budget": None, "running": 1, "sequences": 1}
+    bounds: list[dict[str, Any]] = [{}, {"running": 30, "sequences": 32}, worker, {"sequences": 0}]
+    engines = msgspec.convert(_pools([engine(0, **more) for more in bounds]), PoolsAnswer).pools[0].engines
+    assert [one.load for one in engines] == [0.5, 0.9375, 1.0, 0.5]
+
+
 def test_columns_go_by_how_much_they_matter_and_the_first_stays() -> None:
     columns: list[Column[int]] = [
         Column(title="a", cell=lambda row: Cell(f"first {row}"), matters=1),
@@ -271,8 +279,8 @@ def test_a_bar_is_full_at_one_and_says_what_is_beyond() -> None:
 
 
 def test_durations_are_as_long_as_they_need_to_be() -> None:
-    assert [seconds(value) for value in (0.0, -3.21, 99.9, 120.0, 7200.0)] == [
-        *("0.0 s", "-3.2 s", "99.9 s", "2 min", "2 h"),
+    assert [seconds(value) for value in (0.0, -0.01, -3.21, 99.9, 120.0, 7200.0)] == [
+        *("0.0 s", "0.0 s", "-3.2 s", "99.9 s", "2 min", "2 h"),
     ]
 
 
