@@ -20,6 +20,8 @@ from backends.vllm_metrics import read_cache, read_metrics
 QUESTION_MOST: Final = aiohttp.ClientTimeout(total=2.0)
 TRIAL_MOST: Final = aiohttp.ClientTimeout(total=15.0)
 """A first request may compile something, and the first look at a server's configuration takes it 4 s."""
+PAGE_MOST: Final = 4_000_000
+"""Bytes of a page; that of a server with 16 data-parallel ranks has half a million."""
 _REFUSALS: Final = (400, 422, 500)
 _log = logging.getLogger("cortex.engines")
 
@@ -37,7 +39,7 @@ class Server:
     async def page(self, path: str, timeout: aiohttp.ClientTimeout = QUESTION_MOST) -> bytes:
         """A page's content, none where there is no such page. Raises aiohttp.ClientError, OSError."""
         async with self.session.get(self.url + path, headers=self.headers, timeout=timeout) as response:
-            return await response.read() if response.status == 200 else b""
+            return await content(response) if response.status == 200 else b""
 
     async def posted(self, path: str, document: Json) -> tuple[int, bytes]:
         """The status and content of an answer. Raises aiohttp.ClientError, OSError."""
@@ -45,7 +47,17 @@ class Server:
         async with self.session.post(
             self.url + path, data=orjson.dumps(document), headers=headers, timeout=TRIAL_MOST
         ) as response:
-            return response.status, await response.read()
+            return response.status, await content(response)
+
+
+async def content(response: aiohttp.ClientResponse) -> bytes:
+    """All that a server answers to a question. Raises aiohttp.ClientPayloadError where that is too much."""
+    read = bytearray()
+    async for piece in response.content.iter_any():
+        read += piece
+        if len(read) > PAGE_MOST:
+            raise aiohttp.ClientPayloadError(f"more than {PAGE_MOST} bytes")
+    return bytes(read)
 
 
 async def capabilities_of(server: Server) -> Capabilities:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from backends.asking import Server, capabilities_of
+from backends.asking import Server, capabilities_of, content
 from backends.base import BackendError, EngineReport, Reply, Request
 from backends.capabilities import Capabilities
 from backends.vllm_metrics import read_metrics
@@ -90,7 +90,7 @@ class HttpEngine:
         try:
             async with self._session.get(f"{self.url}/metrics", headers=self._key, timeout=_PROBE) as response:
                 if response.status == 200:
-                    return read_metrics(await response.read())
+                    return read_metrics(await content(response))
             await self.check()
         except (aiohttp.ClientError, OSError) as error:
             raise BackendError("the engine did not report", trouble="broken", retryable=True) from error

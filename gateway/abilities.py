@@ -62,8 +62,8 @@ def limited(limits: EngineLimits, can: Capabilities) -> EngineLimits:
 def said(can: Capabilities) -> str:
     """What is known, on one line."""
     words = {
-        "version": can.version,
-        "models": ",".join(can.models),
+        "version": _plain(can.version),
+        "models": _plain(",".join(can.models)),
         "longest": can.longest,
         "block_size": can.block_size,
         "kv_blocks": can.kv_blocks,
@@ -71,7 +71,7 @@ def said(can: Capabilities) -> str:
         "token_details": can.token_details,
         "priority": can.priority,
         "ordering": can.ordering,
-        "kv_events": ",".join(source.endpoint for source in can.kv_events),
+        "kv_events": _plain(",".join(source.endpoint for source in can.kv_events)),
         "sleeps": can.sleeps,
     }
     return " ".join(
@@ -79,3 +79,8 @@ def said(can: Capabilities) -> str:
         for name, value in words.items()
         if value not in (None, "")
     )
+
+
+def _plain(text: str) -> str:
+    """A server's words as they may stand in a log: on one line, and not without end."""
+    return ascii(text)[1:-1][:200]

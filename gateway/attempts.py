@@ -110,6 +110,7 @@ class _Begun:
         try:
             _judge(reply, request)
             rest, held, body = await _taken(reply, stream=self._stream)
+            runtime.heard[start.engine] = runtime.now()
             if reply.status == 200:
                 runtime.warming.see(request, start.visit)
         except BaseException as error:

@@ -44,13 +44,14 @@ class Monitor:
 
     async def poll(self) -> None:
         """Ask all engines once, side by side."""
-        await asyncio.gather(*(self._ask(name) for name in list(self._runtime.engines)))
+        await asyncio.gather(*(self._asked(name) for name in list(self._runtime.engines)))
         self._forget_gone()
 
     def _forget_gone(self) -> None:
         for gone in self.reports.keys() - self._runtime.engines.keys():
             del self.reports[gone]
-            self._silent.pop(gone, None)
+        for gone in self._silent.keys() - self._runtime.engines.keys():
+            del self._silent[gone]
 
     async def _asked(self, name: str) -> None:
         try:
@@ -62,10 +63,12 @@ class Monitor:
         engine = self._runtime.engines.get(name)
         if engine is None:
             return
+        asked = self._runtime.now()
         try:
             report = await engine.report()
         except BackendError as error:
-            self._missed(name, error)
+            if self._runtime.heard.get(name, asked) <= asked:  # else it is busy with calls
+                self._missed(name, error)
             return
         before, silent = self.reports.get(name), self._silent.pop(name, 0)
         self.reports[name] = report

@@ -254,7 +254,7 @@ class Residence:
         if fed is not None and fed.source == source and fed.index.size == can.block_size:
             return
         self._leave(name)
-        index = BlockIndex(size=can.block_size, most=can.kv_blocks or BLOCKS_MOST)
+        index = BlockIndex(size=can.block_size, most=min(can.kv_blocks or BLOCKS_MOST, BLOCKS_MOST))
         listening = self._ears.follow(source, getattr(engine, "url", ""), index)
         task = asyncio.create_task(listening, name=f"KV events of {name}")
         self._feeds[name] = _Fed(source, index, task)

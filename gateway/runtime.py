@@ -172,6 +172,8 @@ class Runtime:
         self.dispatcher = dispatcher
         self.pools = pools
         self.engines: dict[str, Engine] = {}
+        self.heard: dict[str, float] = {}
+        """When each engine last began to answer a call."""
         self.now = clock
         self.abilities = abilities
         self.warming = warming
@@ -194,8 +196,9 @@ class Runtime:
         self._keep_flushing()
         for name, spec in self.pools.items():
             self.handle(Scaled(pool=name, engines=spec.start))
-        while self._jobs and not self._closed and not told_to_stop():
-            await asyncio.wait(list(self._jobs.values()), timeout=_LOOK_EVERY)
+        first = set(self._jobs.values())  # those that take the place of one that has failed are not waited for
+        while first and not self._closed and not told_to_stop():
+            _, first = await asyncio.wait(first, timeout=_LOOK_EVERY)
 
     async def aclose(self) -> None:
         """Stop every engine. Calls in flight should have ended before; what is left of them is cut off."""
@@ -325,6 +328,7 @@ class Runtime:
 
     async def _retire(self, pool: str, name: str) -> None:
         engine = self.engines.pop(name, None)
+        self.heard.pop(name, None)
         self.abilities.forget(name)
         if (watch := self._watches.pop(name, None)) is not None:
             watch.cancel()

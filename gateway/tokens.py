@@ -23,6 +23,8 @@ from policies.calls import Call
 PATH: Final = "/tokenize"
 ANSWER_MOST: Final = 16 * 1024 * 1024
 KEPT_BYTES: Final = 64_000_000
+ENTRY_BYTES: Final = 400
+"""What a prompt takes beside its tokens."""
 UNDER_WAY_MOST: Final = 64
 LATE: Final = 2.0
 """Seconds after which a question is given up."""
@@ -122,10 +124,10 @@ class Prompts:
 
     def _keep(self, key: tuple[str, bytes], tokens: Tokens) -> None:
         self._kept[key] = tokens
-        self._kept_bytes += len(tokens) * tokens.itemsize
+        self._kept_bytes += ENTRY_BYTES + len(tokens) * tokens.itemsize
         while self._kept_bytes > KEPT_BYTES:
             _, old = self._kept.popitem(last=False)
-            self._kept_bytes -= len(old) * old.itemsize
+            self._kept_bytes -= ENTRY_BYTES + len(old) * old.itemsize
 
 
 def asked(payload: Payload) -> bytes | None:

@@ -139,18 +139,20 @@ class Fleet:
         state.limits, state.budget = event.limits, event.limits.work
         if state.status == "starting":
             state.status = "ready"
-        roster = self._rosters[state.pool]
-        roster.launch_failures, roster.launch_after = 0, 0.0
+        self._rosters[state.pool].launch_after = 0.0
         return self.reconcile(state.pool, now)
 
     def gone(self, engine: str, now: float) -> list[Action]:
-        """An engine has ended, and is replaced if the pool wants as many as before. It is forgotten when the last
-        of its calls has been heard of: each of them ends by an event of its own."""
+        """An engine has ended, and is replaced if the pool wants as many as before: at once where it has had calls,
+        else after a pause. It is forgotten when the last of its calls has been heard of: each of them ends by an
+        event of its own."""
         state = self._engines.get(engine)
         if state is None:
             return []
         roster = self._rosters[state.pool]
-        if state.status == "starting" and now >= roster.launch_after:
+        if state.last_start:
+            roster.launch_failures = 0
+        elif state.status in ("starting", "ready") and now >= roster.launch_after:
             pause = min(RELAUNCH_LONGEST, RELAUNCH_FIRST * 2**roster.launch_failures)
             roster.launch_failures += 1
             roster.launch_after = now + pause

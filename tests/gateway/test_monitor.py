@@ -6,9 +6,11 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from backends.base import EngineReport
 from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import serve
 from gateway.monitor import SILENT_MOST
@@ -129,3 +131,24 @@ async def test_an_idle_engine_is_not_forgotten_when_others_go(tmp_path: Path) ->
             assert "default/1" not in engine_names(up)
             assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
             await settled(up.gateway, one)
+
+
+async def test_a_busy_engine_that_answers_calls_is_not_given_up_for_late_reports(tmp_path: Path) -> None:
+    async with recording() as engine:
+        engine.metrics = b""
+        async with running(tmp_path, written({"default": attached(engine.url)}), report_every=CALM) as up:
+            engine.healthy, engine.metrics = False, None
+            asked = up.gateway.runtime.engines["default/0"]
+            report = asked.report
+
+            async def late() -> EngineReport:
+                assert (await up.http.post(CHAT, json=chat(max_tokens=2))).status_code == 200
+                return await report()
+
+            with mock.patch.object(type(asked), "report", side_effect=late):
+                for _ in range(SILENT_MOST + 1):
+                    await up.gateway.monitor.poll()
+            assert engine_names(up) == {"default/0"}
+            for _ in range(SILENT_MOST):
+                await up.gateway.monitor.poll()
+            assert "default/0" not in engine_names(up)

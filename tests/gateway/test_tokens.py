@@ -14,7 +14,7 @@ from aiohttp import web
 
 from backends.vllm import HttpEngine, connections
 from gateway.openai.payload import Payload, parse
-from gateway.tokens import WRONG_MOST, Prompts, asked
+from gateway.tokens import ENTRY_BYTES, WRONG_MOST, Prompts, asked
 from policies.calls import Call
 
 CALL = Call(id="c", pool="p", run="r", arrived=0.0)
@@ -150,7 +150,7 @@ async def test_tokens_that_engines_count_otherwise_are_asked_for_no_more(caplog:
 
 
 async def test_old_texts_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.tokens.KEPT_BYTES", 24)
+    monkeypatch.setattr("gateway.tokens.KEPT_BYTES", 2 * (ENTRY_BYTES + 12))
     server = Tokenizer()
     server.free.set()
     async with tokenizing(server) as prompts:

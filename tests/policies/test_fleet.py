@@ -157,6 +157,8 @@ def test_an_engine_has_the_limits_that_it_came_up_with() -> None:
 
 def test_an_engine_that_ends_unasked_is_replaced_at_once() -> None:
     fleet = a_fleet(1)
+    occupy(fleet, "p/0")
+    engine(fleet, "p/0").give_back(1, 0.0)
     expected: list[Action] = [Retire(pool="p", engine="p/0"), Launch(pool="p", engine="p/1")]
     assert fleet.gone("p/0", 5.0) == expected
     assert fleet.gone("p/0", 5.0) == []
@@ -190,6 +192,12 @@ def test_failed_launches_are_tried_again_after_growing_pauses() -> None:
     assert pauses[-1] == RELAUNCH_LONGEST
     assert fleet.next_turn(now) is None
     fleet.up(EngineUp(engine=launch, limits=LIMITS), now)
+    assert names(fleet.gone(launch, now), Launch) == [], "it came up and was of no use"
+    assert fleet.next_turn(now) == now + RELAUNCH_LONGEST
+    [launch] = names(fleet.woken(now + RELAUNCH_LONGEST), Launch)
+    fleet.up(EngineUp(engine=launch, limits=LIMITS), now)
+    occupy(fleet, launch)
+    engine(fleet, launch).give_back(1, now)
     [launch] = names(fleet.gone(launch, now), Launch)
     fleet.gone(launch, now)
     assert fleet.next_turn(now) == now + 0.5
