@@ -235,7 +235,8 @@ class Residence:
         if found < sent.blocks:
             fed.index.recomputed(prompt.blocks(size)[found : sent.blocks])
         before = fed.trust
-        fed.trust = max(1 - TRUST_MOST, min(TRUST_MOST, before + (1 if abs(found - sent.blocks) <= NEAR else -1)))
+        trust = min(TRUST_MOST, before + (1 if abs(found - sent.blocks) <= NEAR else -1))
+        fed.trust = 1 - TRUST_MOST if trust <= 0 < before else max(1 - TRUST_MOST, trust)
         if (before > 0) != (fed.trust > 0):
             _log.warning("KV events are %s engine=%s", "believed again" if before <= 0 else "wrong", sent.engine)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from policies.calls import Call, Estimate, Outcome, Outlook
 from policies.chain import Remaining, State, remaining, visits
@@ -140,11 +140,15 @@ class Profiles:
     # --- what is shown and kept -------------------------------------------------------------------------------
 
     def stages(self) -> Iterator[StageView]:
-        """Everything that is believed of the rounds at each stage."""
+        """Everything that is believed of the rounds at each stage. For people to see: nothing is brought up to date by
+        it, so that no decision depends on who looks."""
+        shown: dict[str, _Learned | None] = {}
         for (pool, workflow, stage, visit), profile in self._profiles.items():
             if not visit:
                 continue
-            learned = self._fresh(workflow)
+            if workflow not in shown:
+                shown[workflow] = self._shown(workflow)
+            learned = shown[workflow]
             seen = learned.counts.stages.get(stage) if learned is not None else None
             onward, beside, after = {END: 1.0}, [], Remaining()
             if learned is not None and seen is not None:
@@ -246,6 +250,14 @@ class Profiles:
             self._compute(workflow, learned)
             learned.due = min(REFRESH_MOST, 2 * learned.due) or REFRESH_FIRST
             learned.age = 0
+        return learned
+
+    def _shown(self, workflow: str) -> _Learned | None:
+        """As `_fresh`, and leaves all as it is."""
+        learned = self._learned.get(workflow)
+        if learned is not None and learned.age >= learned.due:
+            learned = replace(learned)
+            self._compute(workflow, learned)
         return learned
 
     def _compute(self, workflow: str, learned: _Learned) -> None:

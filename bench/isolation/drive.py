@@ -158,7 +158,7 @@ async def _call(session: aiohttp.ClientSession, url: str, sent: bytes, headers: 
             event = json.loads(line[len(b"data: ") :])
             if "error" in event:
                 raise BrokenTrial(f"an answer broke off: {event['error']}")
-            if event["choices"] and first is None and event["choices"][0]["delta"].get("content"):
+            if event["choices"] and first is None:  # random tokens may have no text
                 first = time.perf_counter() - began
             usage = event.get("usage") or usage
         engine = response.headers["X-Workflow-Engine"]

@@ -15,7 +15,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ class Load:
 
     async def _leave(self, turn: int) -> None:
         body = chat(f"tell me a long story, number {turn}", stream=True, max_tokens=400)
-        async with self.up.http.stream("POST", CHAT, json=body) as reply, aclosing(reply.aiter_raw()) as pieces:
+        async with self.up.http.stream("POST", CHAT, json=body) as reply:
+            pieces = reply.aiter_raw()
             for _ in range(12):
                 await anext(pieces, None)
 
@@ -141,11 +142,8 @@ class Load:
 
     async def _listen(self, turn: int) -> None:
         """Read the events of a topic for a while, until the next one comes."""
-        async with (
-            self.up.http.stream("GET", "/v1/state/load/events") as reply,
-            aclosing(reply.aiter_raw()) as pieces,
-        ):
-            await anext(pieces, None)
+        async with self.up.http.stream("GET", "/v1/state/load/events") as reply:
+            await anext(reply.aiter_raw(), None)
 
     async def _publish(self, turn: int) -> None:
         await self.up.http.post("/v1/state/load", json={"key": f"k{turn % 5}", "value": "v" * 200})

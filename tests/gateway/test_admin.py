@@ -300,7 +300,7 @@ async def test_a_draining_engine_finishes_its_stream_before_its_process_ends(tmp
     before = children("backends.emulated")
     async with site(tmp_path, decode_step="10ms") as up:
         (pid,) = children("backends.emulated") - before
-        body = chat("<<echo:abc >>", max_tokens=100, stream=True)
+        body = chat("<<echo:abc >>", max_tokens=300, stream=True)
         async with up.http.stream("POST", CHAT, json=body) as reply:
             lines = reply.aiter_lines()
             while "abc" not in await anext(lines):

@@ -220,6 +220,17 @@ def test_calls_that_name_no_stage_are_learned_as_one() -> None:
     assert len(list(profiles.stages())) > 0
 
 
+def test_who_looks_at_what_is_believed_changes_nothing() -> None:
+    watched, other, rng = some_profiles(), some_profiles(), Random(3)
+    for number in range(200):
+        call, seconds = at(rng.choice(["generate", "fix", "verify"]), run=f"{number // 3}"), rng.uniform(0.5, 3.0)
+        for profiles in (watched, other):
+            learn(profiles, call, seconds, times=1)
+        assert list(watched.stages())
+        assert expected(watched, call) == expected(other, call)
+    assert watched.dump() == other.dump()
+
+
 # --- what is known --------------------------------------------------------------------------------------------
 
 
