@@ -11,6 +11,7 @@ import orjson
 
 from backends.base import BackendError
 from gateway.attempts import Attempt
+from gateway.judging import Judge
 from gateway.openai import sse
 from gateway.openai.errors import ApiError, broken, interrupted
 from policies.calls import Fate
@@ -65,7 +66,7 @@ class Tokens:
         }
 
 
-def finished(attempt: Attempt, tokens: Tokens, fate: Fate = "ok") -> None:
+def finished(attempt: Attempt, tokens: Tokens, fate: Fate = "ok", *, verdict: Fate | None = None) -> None:
     """Report the end of an attempt that came to one."""
     outcome = attempt.outcome(
         attempt.ticket.runtime.now(),
@@ -73,6 +74,7 @@ def finished(attempt: Attempt, tokens: Tokens, fate: Fate = "ok") -> None:
         prompt=tokens.prompt,
         output=tokens.output or tokens.events,
         cached=tokens.cached,
+        verdict=verdict,
     )
     attempt.ticket.finished(attempt.start.attempt, outcome)
 
@@ -90,9 +92,9 @@ def cut_short(attempt: Attempt) -> Iterator[None]:
         raise
 
 
-def whole_answer(attempt: Attempt) -> Tokens:
+def whole_answer(attempt: Attempt, judge: Judge | None = None) -> Tokens:
     """Report the end of an attempt whose body is there, and say what it used. Raises ApiError 502 for no JSON."""
-    tokens = Tokens()
+    tokens, verdict = Tokens(), None
     if attempt.status == 200:
         try:
             document = orjson.loads(attempt.body)
@@ -100,7 +102,8 @@ def whole_answer(attempt: Attempt) -> Tokens:
             attempt.ticket.failed(attempt.start.attempt, "broken", final=True)
             raise broken("the engine's answer is not valid JSON") from None
         tokens.read(document.get("usage") if isinstance(document, dict) else None)
-    finished(attempt, tokens, "ok" if attempt.status == 200 else "error")
+        verdict = judge.whole(document) if judge is not None else None
+    finished(attempt, tokens, "ok" if attempt.status == 200 else "error", verdict=verdict)
     return tokens
 
 

@@ -39,7 +39,9 @@ class Attempt:
     held: list[bytes] = field(default_factory=list)
     rest: AsyncIterator[list[bytes]] | None = None
 
-    def outcome(self, now: float, *, fate: Fate, prompt: int, output: int, cached: int | None) -> Outcome:
+    def outcome(
+        self, now: float, *, fate: Fate, prompt: int, output: int, cached: int | None, verdict: Fate | None = None
+    ) -> Outcome:
         """The attempt as the scheduler learns from it; tokens as the engine counted them."""
         return Outcome(
             fate=fate,
@@ -49,6 +51,7 @@ class Attempt:
             prompt_tokens=prompt,
             output_tokens=output,
             cached_tokens=cached,
+            verdict=verdict,
         )
 
 

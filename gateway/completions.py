@@ -20,6 +20,7 @@ from backends.flights import Flight, Flights
 from gateway.answers import Tokens
 from gateway.computing import Completion, Computed, Read
 from gateway.intake import Asked, Intake
+from gateway.judging import Judge
 from gateway.openai import sse
 from gateway.openai.errors import ApiError, interrupted
 from gateway.openai.payload import Payload
@@ -96,6 +97,12 @@ class Completions:
             for name, stage in one.stages.items()
             if stage.recall is not None
         }
+        self._outcomes = {
+            (workflow, name): stage.outcomes
+            for workflow, one in config.workflows.items()
+            for name, stage in one.stages.items()
+            if stage.outcomes
+        }
         self._most = config.state.value
         self._patience = config.timeouts.idle
         self._runtime = runtime
@@ -125,8 +132,19 @@ class Completions:
         if self._residence is not None:
             read = partial(self._residence.read, call, payload, self._intake.salt(asked, payload, call.pool))
         return Computed(
-            self._runtime, call, request, stream=payload.stream, wasted=self._counts.completion_wasted, read=read
+            self._runtime,
+            call,
+            request,
+            stream=payload.stream,
+            wasted=self._counts.completion_wasted,
+            read=read,
+            judge=self._judge(call),
         )
+
+    def _judge(self, call: Call) -> Judge | None:
+        """Who says what the answer means for the call's run, where its stage says how."""
+        outcomes = self._outcomes.get((call.workflow, call.stage))
+        return Judge(outcomes) if outcomes is not None else None
 
     @asynccontextmanager
     async def _recalled(self, wish: _Wish) -> AsyncIterator[Completion]:
@@ -167,11 +185,14 @@ class Completions:
         line, _, text = artifact.value.partition(b"\n")
         head = artifact.head
         found = Completion(status=200, headers=(("content-type", head.type),), cache="hit", seconds=head.cost)
-        found.tokens = Tokens(**orjson.loads(line))
+        found.tokens, judge = Tokens(**orjson.loads(line)), self._judge(wish.call)
         if wish.payload.stream:
-            found.events = _at_once(text)
+            events = _events(text)
+            found.events = _at_once(events)
+            found.verdict = judge.events(events) if judge is not None else None
         else:
             found.body = text
+            found.verdict = judge.whole(orjson.loads(text)) if judge is not None else None
         self._runtime.recalled(wish.call, found.outcome("cache"))
         self._counts.completion_saved(wish.call.pool, found.seconds)
         return found
@@ -286,10 +307,14 @@ def _key(payload: Payload, body: bytes) -> str:
     return hashlib.blake2b(orjson.dumps([FORMAT, payload.endpoint, said])).hexdigest()
 
 
-async def _at_once(text: bytes) -> AsyncIterator[list[bytes]]:
-    """Events that were kept, all of them."""
+def _events(text: bytes) -> list[bytes]:
+    """The events that were kept."""
     cut = sse.Events()
-    yield [event for event in (*cut.feed(text), cut.rest()) if event]
+    return [event for event in (*cut.feed(text), cut.rest()) if event]
+
+
+async def _at_once(events: list[bytes]) -> AsyncIterator[list[bytes]]:
+    yield events
 
 
 async def _then(events: AsyncIterator[list[bytes]], done: Callable[[], None]) -> AsyncGenerator[list[bytes], None]:

@@ -12,9 +12,10 @@ from gateway import headers as names
 from gateway.answers import Tokens, cut_short, finished, whole_answer
 from gateway.attempts import Attempt, begun
 from gateway.intake import Asked
+from gateway.judging import Judge
 from gateway.openai.errors import ApiError, interrupted
 from gateway.runtime import Runtime
-from policies.calls import Call, Outcome, Source
+from policies.calls import Call, Fate, Outcome, Source
 from policies.events import Start
 
 Read = Callable[[], Awaitable[Call]]
@@ -27,7 +28,8 @@ class Completion:
     """An answer that has begun: whole in `body`, or as `events`, which are there a batch after the other.
 
     `cache` says where it comes from: `hit`, `joined`, `miss`; nothing where nobody looked. `start` is there where an
-    engine was asked for this very call. `tokens` and `seconds`, what it took the engine, are known at its end.
+    engine was asked for this very call. `tokens`, `seconds`, what it took the engine, and the `verdict`, where its
+    stage has one, are known at its end.
     """
 
     status: int
@@ -38,6 +40,7 @@ class Completion:
     events: AsyncIterator[list[bytes]] | None = None
     tokens: Tokens = field(default_factory=Tokens)
     seconds: float = 0.0
+    verdict: Fate | None = None
 
     def reply_headers(self, asked: Asked) -> list[tuple[str, str]]:
         """The headers of the reply that passes it on."""
@@ -45,7 +48,7 @@ class Completion:
 
     def outcome(self, source: Source) -> Outcome:
         """How a call ended that was given this answer without an engine."""
-        return Outcome(fate="ok" if self.status == 200 else "error", source=source)
+        return Outcome(fate="ok" if self.status == 200 else "error", source=source, verdict=self.verdict)
 
 
 class Computed:
@@ -60,13 +63,15 @@ class Computed:
         stream: bool,
         wasted: Wasted,
         read: Read | None = None,
+        judge: Judge | None = None,
     ) -> None:
         """`read` makes of the call what is known once its prompt has been read; `wasted` is told of a stream that
-        nobody reads to its end."""
+        nobody reads to its end; `judge` hears the answer."""
         self._runtime = runtime
         self._wasted = wasted
         self._open = runtime.ticket(call)
         self._read = read
+        self._judge = judge
         self._request = request
         self._stream = stream
         self._begun: AbstractAsyncContextManager[Attempt] | None = None
@@ -107,16 +112,17 @@ class Computed:
     def _found(self, attempt: Attempt) -> Completion:
         found = Completion(status=attempt.status, headers=attempt.headers, start=attempt.start, body=attempt.body)
         if attempt.rest is None:
-            found.tokens = whole_answer(attempt)
+            found.tokens = whole_answer(attempt, self._judge)
+            found.verdict = self._judge.verdict if self._judge is not None and attempt.status == 200 else None
             found.seconds = self._runtime.now() - attempt.began
         else:
-            found.events = self._events = _live(found, attempt, attempt.rest)
+            found.events = self._events = _live(found, attempt, attempt.rest, self._judge)
             self._streamed = attempt, found.tokens
         return found
 
 
 async def _live(
-    found: Completion, attempt: Attempt, rest: AsyncIterator[list[bytes]]
+    found: Completion, attempt: Attempt, rest: AsyncIterator[list[bytes]], judge: Judge | None
 ) -> AsyncGenerator[list[bytes], None]:
     """An engine's events as they come; reports their end. One that is broken does not come, those before it do."""
     tokens = found.tokens
@@ -126,6 +132,8 @@ async def _live(
             for index, event in enumerate(batch):
                 try:
                     tokens.count(event)
+                    if judge is not None:
+                        judge.event(event)
                 except ApiError:
                     if index:
                         yield batch[:index]
@@ -135,4 +143,5 @@ async def _live(
         if not tokens.done:
             raise interrupted()
     found.seconds = attempt.ticket.runtime.now() - attempt.began
-    finished(attempt, tokens)
+    found.verdict = judge.verdict if judge is not None else None
+    finished(attempt, tokens, verdict=found.verdict)

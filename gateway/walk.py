@@ -21,6 +21,7 @@ from gateway.asgi import EVENT_STREAM, JSON, Out
 from gateway.completions import Completions
 from gateway.directory import WHOLE
 from gateway.intake import Asked, Inbound, Intake
+from gateway.judging import judged
 from gateway.openai.errors import bad_request
 from gateway.openai.payload import Payload, parse
 from gateway.openai.prompt import text_of
@@ -102,7 +103,9 @@ class Walker:
             stage = graph.following(stage, fate)
         last = walk.path[-1][0] if walk.path else ""
         end = Outcome(fate="ok" if walk.answer is not None else "error", source="cache")
-        self._runtime.recalled(self._intake.end_of_run(asked, pool, stage=last), end)
+        over = self._intake.end_of_run(asked, pool, stage=last)
+        if self._runtime.dispatcher.runs.under_way(over):  # else its last call was the end of it
+            self._runtime.recalled(over, end)
 
     async def _use_tool(self, walk: Walk, asked: Asked, stage: str, spec: Stage) -> Fate:
         database = spec.database
@@ -128,12 +131,10 @@ class Walker:
                 walk.values["error"] = "The model gave no SQL statement."
                 return "error"
             walk.values["sql"] = sql
-        for fate, pattern in spec.outcomes.items():
-            if pattern.search(content):
-                if fate != "ok":
-                    walk.values["error"] = content.strip()
-                return fate
-        return "ok"
+        fate = judged(content, spec.outcomes)
+        if fate != "ok":
+            walk.values["error"] = content.strip()
+        return fate
 
     async def _complete(self, walk: Walk, asked: Asked, stage: str, spec: Stage) -> Json:
         """One call to the stage's pool; returns the message that came back."""

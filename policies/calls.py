@@ -93,7 +93,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. Times in seconds: `queued` before its start, `first_token` and `total` from its start."""
+    """How an attempt ended. Times in seconds: `queued` before its start, `first_token` and `total` from its start.
+
+    `verdict` is what the answer means for what comes next in its run, where its stage says how that is told.
+    """
 
     fate: Fate
     source: Source = "engine"
@@ -103,3 +106,4 @@ class Outcome:
     output_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int | None = None
+    verdict: Fate | None = None

@@ -305,13 +305,13 @@ class Dispatcher:
         """A run has one open call less."""
         call, run = tracked.call, tracked.run
         workflow = self._workflows.get(call.workflow)
-        last = workflow is not None and call.stage in workflow.stages and workflow.ends(call.stage) >= 1.0
         self.runs.leave(
             call,
             fate,
             now,
-            over=last and fate == "ok",
+            over=fate == "ok" and workflow is not None and workflow.ends_for_sure(call.stage, had.verdict),
             told=had.fate,
+            verdict=had.verdict,
             service=had.total,
             queued=had.queued,
             tokens=had.prompt_tokens + had.output_tokens,

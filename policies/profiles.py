@@ -140,8 +140,10 @@ class Profiles:
     # --- what is shown and kept -------------------------------------------------------------------------------
 
     def stages(self) -> Iterator[StageView]:
-        """Everything that is believed of the rounds at each stage. For people to see: nothing is brought up to date by
-        it, so that no decision depends on who looks."""
+        """Everything that is believed of the rounds at each stage.
+
+        For people to see: nothing is brought up to date by it, so that no decision depends on who looks.
+        """
         shown: dict[str, _Learned | None] = {}
         for (pool, workflow, stage, visit), profile in self._profiles.items():
             if not visit:

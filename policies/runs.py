@@ -177,6 +177,10 @@ class Runs:
     def __contains__(self, key: RunKey) -> bool:
         return key in self._runs
 
+    def under_way(self, call: Call) -> bool:
+        """Whether the run of a call is known."""
+        return (call.tenant, call.workflow, call.run) in self._runs
+
     def __iter__(self) -> Iterator[Run]:
         return iter(self._runs.values())
 
@@ -222,12 +226,15 @@ class Runs:
         *,
         over: bool = False,
         told: Fate = "cancelled",
+        verdict: Fate | None = None,
         service: float = 0.0,
         queued: float = 0.0,
         tokens: int = 0,
     ) -> None:
         """Note that a call has ended; None where it never began, and `told` is what its client heard: `error` where
         it was refused. A run that is over goes with its last call.
+
+        `verdict` is what its answer means for what comes next, where that is known.
 
         Of the call: `service` seconds in an engine, `queued` seconds before, `tokens` of prompt and answer.
         """
@@ -243,9 +250,9 @@ class Runs:
             run.calls -= 1
             run.visits[stage] -= 1
         else:
-            place.fate = fate
-            run.history.append((call.stage, fate))
-            run.fate = fate if run.position == call.stage else run.fate
+            place.fate = verdict or fate
+            run.history.append((call.stage, place.fate))
+            run.fate = place.fate if run.position == call.stage else run.fate
             run.had(stage, before, service=service, queued=queued, tokens=tokens)
         self._vacate(run, stage, place)
         if not run.open and (run.calls == 0 or run.declared_over or over):

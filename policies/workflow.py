@@ -141,6 +141,15 @@ class Workflow:
                 going_on += chance
         return alone * max(0.0, 1.0 - going_on)
 
+    def ends_for_sure(self, stage: str, verdict: Fate | None) -> bool:
+        """Whether a run has ended with a call at `stage` that went well; `verdict` is what its answer means."""
+        if stage not in self.stages:
+            return False
+        if verdict is None or self.beside(stage):
+            return self.ends(stage) >= 1.0
+        target = self.stages.get(self.following(stage, verdict) or "")
+        return target is None or target.kind == "render"
+
     def inferred(self, position: str, arrived: str) -> tuple[str, Fate] | None:
         """How the tool between two LLM stages must have ended, where the client ran it out of sight.
 

@@ -120,3 +120,26 @@ def test_an_edge_to_a_stage_that_is_not_described_ends_the_run() -> None:
         name="w", stages={"a": Stage(name="a", kind="llm")}, edges=(Edge(source="a", target="elsewhere"),)
     )
     assert workflow.ends("a") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("stage", "verdict", "over"),
+    [
+        ("verify", None, False),
+        ("verify", "ok", True),  # a rendered answer is all that follows
+        ("verify", "error", False),
+        ("execute", "timeout", True),
+        ("execute", "error", False),
+        ("answer", None, True),
+        ("unheard of", "ok", False),
+    ],
+)
+def test_a_verdict_says_whether_the_run_is_over(stage: str, verdict: Fate | None, over: bool) -> None:
+    assert nl2sql().ends_for_sure(stage, verdict) is over
+
+
+def test_beside_a_parallel_branch_no_verdict_ends_a_run() -> None:
+    workflow = graph(
+        Edge(source="a", target="b", on=frozenset({"error"})), Edge(source="a", target="c", parallel=True)
+    )
+    assert not workflow.ends_for_sure("a", "ok")

@@ -1,0 +1,57 @@
+"""What a model's answer means for what comes next, where its stage says how that is told (`outcomes`).
+
+The client of such a stage decides by the answer, and need not tell: the gateway reads it too, and knows at once that
+a run has come to its end, or that a repair is due.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from gateway.openai import sse
+from gateway.openai.prompt import text_of
+from policies.calls import Fate
+
+Outcomes = Mapping[Literal["ok", "error", "empty", "timeout"], re.Pattern[str]]
+
+
+def judged(content: str, outcomes: Outcomes) -> Fate:
+    """The first outcome whose pattern is found; `ok` where none is."""
+    return next((fate for fate, pattern in outcomes.items() if pattern.search(content)), "ok")
+
+
+class Judge:
+    """Hears one answer, whole or event by event. Of several choices the first counts."""
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
+        self._said: list[str] = []
+
+    @property
+    def verdict(self) -> Fate:
+        return judged("".join(self._said), self._outcomes)
+
+    def whole(self, document: object) -> Fate:
+        """Hear the body of a reply."""
+        self._hear(document, "message")
+        return self.verdict
+
+    def event(self, event: bytes) -> None:
+        """Hear an event of a stream."""
+        self._hear(sse.chunk_of(event), "delta")
+
+    def events(self, events: Iterable[bytes]) -> Fate:
+        """Hear the events of a whole stream."""
+        for event in events:
+            self.event(event)
+        return self.verdict
+
+    def _hear(self, document: object, part: str) -> None:
+        match document:
+            case {"choices": [{**choice}, *_]} if choice.get("index", 0) == 0:
+                said = choice.get(part)
+                text = text_of(said.get("content")) if isinstance(said, dict) else choice.get("text")
+                if isinstance(text, str):
+                    self._said.append(text)
