@@ -21,7 +21,8 @@ def met(window: str) -> str:
 
 def burn(window: str) -> str:
     """How many times as fast as it may a workflow uses up the share of deadlines that it may miss."""
-    return f"(1 - {met(window)}) / {1 - SLO:g}"
+    allowed = f"on (workflow) group_left () max by (workflow) (1 - cortex_slo_target_ratio{{{HERE}}})"
+    return f"(1 - {met(window)}) / {allowed}"
 
 
 def over_range(metric: str, where: str) -> str:
@@ -92,12 +93,13 @@ GLANCE = (
 
 DEADLINES = (
     Panel(
-        title="Makespan",
-        description="Time of a run, from the arrival of its first call to the end of its last. What its deadline "
-        "left then is below, as slack at finish.",
+        title="Makespan against the SLO",
+        description="Time of a run, from the arrival of its first call to the end of its last. The SLO is the "
+        "deadline that the configuration gives a run whose client names none.",
         queries=(
             Query(quantile(0.5, "cortex_run_seconds", by="workflow", where=OURS), "{{workflow}} 50 %"),
             Query(quantile(0.95, "cortex_run_seconds", by="workflow", where=OURS), "{{workflow}} 95 %"),
+            Query(f"max by (workflow) (cortex_slo_deadline_seconds{{{HERE}}})", "{{workflow}} SLO"),
         ),
         unit="s",
         width=12,
@@ -122,8 +124,8 @@ DEADLINES = (
     ),
     Panel(
         title="Burn of the error budget",
-        description="1: deadlines are missed as often as a target of 95 % allows. At 14.4 a month's allowance is "
-        "gone in two days. The alerts look at a long and a short window together.",
+        description="1: deadlines are missed just as often as the target allows. At 14.4 a month's allowance is gone "
+        "in two days. The alerts look at a long and a short window together.",
         queries=(
             Query(burn("5m"), "{{workflow}} 5 min"),
             Query(burn("1h"), "{{workflow}} 1 h"),

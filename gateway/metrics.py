@@ -58,6 +58,8 @@ METRICS = (
         "cortex_run_seconds", "histogram", "From a run's first call to its last end.", ("workflow",), _RUN_SECONDS
     ),
     Metric("cortex_run_slack_at_finish_seconds", "histogram", "Deadline less end.", ("workflow",), _SLACK),
+    Metric("cortex_slo_deadline_seconds", "gauge", "What runs are given whose clients name none.", ("workflow",)),
+    Metric("cortex_slo_target_ratio", "gauge", "The share of runs that shall be in time.", ("workflow",)),
     Metric("cortex_run_repairs_total", "counter", "Calls behind a stage that had gone wrong.", ("workflow",)),
     Metric("cortex_stage_queue_seconds", "histogram", "Wait of a stage's calls.", _STAGE, _SECONDS),
     Metric("cortex_stage_first_token_seconds", "histogram", "From an attempt's start.", _STAGE, _SECONDS),

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from gateway.instruments.labels import Places
 from gateway.instruments.series import Instruments
-from gateway.settings import Config
+from gateway.settings import Config, Slo
 from policies.runs import Run
 
 Ending = Literal["in_time", "late", "unbounded", "broken", "abandoned"]
@@ -23,7 +23,12 @@ class RunMetrics:
         self._slack = made.histogram("cortex_run_slack_at_finish_seconds")
         self._repairs = made.counter("cortex_run_repairs_total")
         self._critical = made.counter("cortex_stage_critical_path_seconds_total")
-        for workflow in config.workflows:
+        self._target = made.gauge("cortex_slo_target_ratio")
+        self._owed = set(config.workflows)
+        for workflow, settings in config.workflows.items():
+            self._target(workflow).set(settings.slo.target)
+            if settings.slo.deadline is not None:
+                made.gauge("cortex_slo_deadline_seconds")(workflow).set(settings.slo.deadline)
             self._repairs(workflow)
             for ending in get_args(Ending):
                 self._ended(workflow, ending)
@@ -32,6 +37,9 @@ class RunMetrics:
         """Count a run that is over; to be told by `Runs.watch`."""
         workflow, ending = self._places.workflow(run.workflow), ending_of(run)
         self._ended(workflow, ending).inc()
+        if workflow not in self._owed:
+            self._owed.add(workflow)
+            self._target(workflow).set(Slo().target)
         self._repairs(workflow).inc(run.repairs)
         for stage, seconds in run.longest.by_stage.items():
             self._critical(*self._places.pair(run.workflow, stage)).inc(seconds)
