@@ -62,7 +62,7 @@ class Engines:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of the prompts of each run, and of what they begin with alike (`bench.isolation.flows`)."""
+    """Tokens of the prompts of each run, and of what they begin with as others do (`bench.isolation.flows`)."""
 
     prompts: Sequence[Sequence[int]]
     shared: Shared
@@ -126,17 +126,18 @@ def simulated(cell: Cell, repetition: int, lengths: Lengths, contender: Contende
 
 def plans(cell: Cell, repetition: int, lengths: Lengths, overhead: float) -> Iterator[RunPlan]:
     """The runs of a measurement; each call is preceded by the time that it takes outside of the engine."""
-    for number, (schema, prompts) in enumerate(zip(schemas_of(cell, repetition), lengths.prompts, strict=True)):
+    each = zip(schemas_of(cell, repetition), lengths.prompts, lengths.shared, strict=True)
+    for number, (schema, prompts, shared) in enumerate(each):
         calls = [
-            _call(FIX if turn else GENERATE, schema, lengths.shared, prompt, number, turn)
-            for turn, prompt in enumerate(prompts)
+            _call(FIX if turn else GENERATE, schema, alike, prompt, number, turn)
+            for turn, (prompt, alike) in enumerate(zip(prompts, shared, strict=True))
         ]
         rounds = tuple(Round(calls=(call,), pause=overhead) for call in calls)
         yield RunPlan(id=f"{number:03}", workflow=WORKFLOW, at=0.0, budget=inf, rounds=rounds)
 
 
-def _call(stage: str, schema: int, shared: Shared, prompt: int, *own: int) -> CallPlan:
-    preamble, whole = shared[stage][0], shared[stage][1 + schema]
+def _call(stage: str, schema: int, alike: Sequence[int], prompt: int, *own: int) -> CallPlan:
+    preamble, whole = alike
     segments = (
         (identity("preamble", stage), preamble),
         (identity("schema", schema), whole - preamble),

@@ -30,8 +30,20 @@ from bench.calibrate.measure import Scope
 from bench.calibrate.server import Unmeasurable
 from bench.isolation.cells import CELLS, CONTENDERS, SEQUENCES, Cell, Plan, full, quick
 from bench.isolation.drive import BrokenTrial, measure, messages
-from bench.isolation.engines import BUDGET, LONGEST, MODEL, ROOT, NoEngines, Servers, emulated
-from bench.isolation.flows import Ask, Count, Texts, Tokens, flows, shared, texts
+from bench.isolation.engines import BUDGET, MODEL, ROOT, NoEngines, Servers, emulated
+from bench.isolation.flows import (
+    PARTICULAR,
+    PREAMBLE,
+    SCHEMA,
+    Ask,
+    Count,
+    Shared,
+    Texts,
+    Tokens,
+    flows,
+    shared,
+    texts,
+)
 from bench.isolation.plots import draw
 from bench.isolation.rows import PROFILE, ROWS, Row, read, row, write
 from bench.isolation.table import sections
@@ -99,7 +111,7 @@ class _Bench:
 
     async def _calibrate(self, urls: Sequence[str]) -> None:
         """Fit an emulated engine to the first one while the other is as busy: in the trials both are."""
-        scope = Scope(longest=LONGEST // 2, batch=SEQUENCES, budget=BUDGET)
+        scope = Scope(longest=PREAMBLE + SCHEMA + 2 * PARTICULAR, batch=SEQUENCES, budget=BUDGET)
         asked = [argparse.Namespace(url=url, model=MODEL, seed=None, machine=None) for url in urls]
         profile, _ = await asyncio.gather(*(calibrate(arguments, scope) for arguments in asked))
         self._options.out.mkdir(parents=True, exist_ok=True)
@@ -111,14 +123,17 @@ class _Bench:
 
     async def _trials(self, watch: Watch) -> None:
         told: dict[int, Texts] = {}
+        alike: dict[tuple[Cell, int], Shared] = {}
         for trial in self._plan.trials(watch.blocks):
             schemas = trial.cell.schemas
             if schemas not in told:
                 told[schemas] = await texts(schemas, _counter(watch))
             asked = flows(trial.cell, trial.repetition, told[schemas])
+            if (draw := (trial.cell, trial.repetition)) not in alike:
+                alike[draw] = await shared(asked, _tokenizer(watch))
             await watch.cool()
             measured = await measure(trial, asked, watch=watch, model=MODEL, journal=self._journal(len(self._rows)))
-            made = row(trial, asked, await shared(asked, _tokenizer(watch)), measured)
+            made = row(trial, asked, alike[draw], measured)
             self._rows.append(made)
             _tell(
                 f"{trial.cell.name}, {trial.repetition + 1}: {made.contender}: {made.prefill:,} prefill tokens, "

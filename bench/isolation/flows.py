@@ -55,7 +55,8 @@ class Ask:
 
 Tokens = Callable[[Ask], Awaitable[Sequence[int]]]
 """The tokens of a call's prompt, by the engine that will read it."""
-Shared = dict[str, list[int]]
+Shared = list[list[list[int]]]
+_NOBODY: list[tuple[Sequence[int], tuple[int, int]]] = [((), (0, 0))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +89,22 @@ async def texts(schemas: int, count: Count, data: Path = DATA) -> Texts:
 
 
 async def shared(flows: Sequence[Flow], tokens: Tokens) -> Shared:
-    """What prompts have in common: of each stage, the tokens that all of them begin with, and those that all about
-    each database do. Texts are cut to a few tokens, and a chat template adds some: so the tokenizer is asked."""
-    asks: dict[tuple[str, int], list[Ask]] = {}
-    for flow in flows:
-        for ask in flow.calls:
-            asks.setdefault((ask.stage, flow.schema), []).append(ask)
-    found = {}
-    for stage in STAGES:
-        pairs = [[await tokens(ask) for ask in asks[key][:2]] for key in sorted(asks) if key[0] == stage]
-        firsts = [pair[0] for pair in pairs[:2]]
-        found[stage] = [_common(*firsts) if len(firsts) > 1 else PREAMBLE, *(_common(*pair) for pair in pairs)]
+    """What each prompt has in common with others, in tokens from its beginning: with one of its stage about another
+    database, and with one of its stage about the same. A cache holds whole blocks, so single tokens count."""
+    groups: dict[tuple[str, int], list[tuple[Sequence[int], tuple[int, int]]]] = {}
+    for number, flow in enumerate(flows):
+        for turn, ask in enumerate(flow.calls):
+            groups.setdefault((ask.stage, flow.schema), []).append((await tokens(ask), (number, turn)))
+    found: Shared = [[[0, 0] for _ in flow.calls] for flow in flows]
+    for (stage, schema), group in groups.items():
+        others = [those[0][0] for (near, about), those in groups.items() if near == stage and about != schema]
+        ordered = sorted(group)  # what has most in common stands side by side
+        for (before, _), (prompt, place), (after, _) in zip(
+            _NOBODY + ordered, ordered, ordered[1:] + _NOBODY, strict=False
+        ):
+            whole = max(_common(prompt, before), _common(prompt, after))
+            preamble = max((_common(prompt, other) for other in others), default=PREAMBLE)
+            found[place[0]][place[1]] = [min(preamble, whole), whole]
     return found
 
 
@@ -166,7 +172,9 @@ def _remark(rng: Random, stage: str) -> str:
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two prompts begin with alike."""
-    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+    return next(
+        (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
+    )
 
 
 def _recorded(path: Path) -> str:

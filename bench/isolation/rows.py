@@ -22,9 +22,9 @@ class Row:
     """One trial. Times in seconds: of all calls together (`wall`), of each run and call, to each first token.
 
     By engine, in the order of STAGES: calls, prompt tokens `prefill` that no cache had, and tokens written. `prompts`
-    are the tokens of each run's prompts, in the order of the flows; `shared` what they begin with alike (`flows`). KV
-    memory in blocks of both engines together, in use in the mean and at most, and `cached` at most, where it could be
-    seen.
+    are the tokens of each run's prompts, in the order of the flows; `shared` what others begin with too (`flows`).
+    KV memory in blocks of both engines together, in use in the mean and at most, and `cached` at most, where it could
+    be seen.
     """
 
     schemas: int
