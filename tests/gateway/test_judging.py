@@ -9,12 +9,12 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.judging import Judge, judged
+from gateway.judging import Judge, Outcomes, judged
 from policies.runs import Run
 from tests.gateway.shop import JUDGED, RIGHT, Shop, shop
 from tests.gateway.support import CHAT, MODEL, metric
 
-OUTCOMES = {"error": re.compile("^WRONG"), "empty": re.compile("nothing")}
+OUTCOMES: Outcomes = {"error": re.compile("^WRONG"), "empty": re.compile("nothing")}
 AT_VERIFY = {"X-Workflow-Type": "shop", "X-Workflow-Stage": "verify", "X-Workflow-Id": "one"}
 FINE = f"TASK verify\nQuestion: {RIGHT}\n"
 WRONG = f"TASK verify\nmin(amount)\nQuestion: {JUDGED}\n"
