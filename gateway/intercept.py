@@ -108,7 +108,8 @@ class Intercept:
         if inbound.call.final:
             here = talk.inbound.call
             end = self._intake.end_of_run(inbound.asked, here.pool, stage=here.stage)
-            self._runtime.recalled(end, Outcome(fate="ok", source="cache"))
+            if self._runtime.dispatcher.runs.under_way(end):  # else its last call was the end of it
+                self._runtime.recalled(end, Outcome(fate="ok", source="cache"))
         return last
 
     async def _go(self, talk: Talk, out: Out) -> bytes:

@@ -32,11 +32,12 @@ async def streamed(http: httpx.AsyncClient, begun: asyncio.Semaphore) -> list[st
 
 
 async def refused(url: str) -> bool:
-    """Whether a new client gets no for an answer; one that came just in time must be answered as ever."""
+    """Whether a new client gets no for an answer; one that came just in time must be answered as ever. Who was in the
+    kernel's queue when the gateway left off listening is refused by it, after the connection."""
     async with httpx.AsyncClient(base_url=url, timeout=START, trust_env=False) as late:
         try:
             reply = await late.post(CHAT, json=chat("late", max_tokens=1))
-        except httpx.ConnectError:
+        except (httpx.ConnectError, httpx.ReadError):
             return True
     assert reply.status_code in (200, 503), reply.text
     return reply.status_code == 503

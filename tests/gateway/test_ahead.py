@@ -15,6 +15,7 @@ import pytest
 
 from backends.emulated.options import EmulatedOptions
 from gateway.ahead import CALLS_MOST
+from policies.runs import Run
 from tests.gateway.rawhttp import connected, request
 from tests.gateway.recorder import Exchange, recording
 from tests.gateway.shop import COUNT, MISSPELT, REVENUE, RIGHT, TOOLS, database, sections, shop, warehouse
@@ -191,12 +192,14 @@ async def test_a_call_that_comes_while_the_statement_runs_joins_it(tmp_path: Pat
 
 async def test_what_is_intercepted_runs_ahead_without_being_asked_for(tmp_path: Path) -> None:
     async with site(tmp_path, Model(pieces(calling(COUNT))), tools="intercept") as shop:
+        ended = list[Run]()
+        shop.up.gateway.runtime.dispatcher.runs.watch(ended.append)
         asked = shop.ask({"X-Workflow-Id": "mine", "X-Workflow-Final": "false"})
         await until(lambda: shop.sent == 1 and shop.busy == 0, "the statement's end")
         assert not asked.done()
         assert "That is all." in await shop.rest(asked)
         assert (shop.sent, shop.count("started"), shop.count("hit")) == (1, 1, 1)
-        (run,) = shop.up.gateway.runtime.dispatcher.runs
+        (run,) = (one for one in ended if one.workflow == "shop")
         assert [stage for stage, _ in run.history] == ["generate", "execute", "verify"], "it is in the run once"
 
 

@@ -60,7 +60,7 @@ async def test_engines_that_come_and_go_are_counted_and_their_series_end_with_th
         [pid] = children("backends.emulated") - before
         os.kill(pid, signal.SIGKILL)
         await until(lambda: ends(gateway, "failed") == 1, "a failed engine")
-        assert metric(gateway, "cortex_engine_launches_total", pool="default") == 3
+        await until(lambda: metric(gateway, "cortex_engine_launches_total", pool="default") == 3, "another one")
         assert ends(gateway, "retired") == 1, "one that has failed is not retired besides"
 
 
