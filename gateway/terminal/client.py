@@ -118,7 +118,8 @@ def place(url: str | None, environ: Mapping[str, str]) -> str:
         return URL
     try:
         parts = urlsplit(given)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        plain = not (parts.username or parts.password or parts.query or parts.fragment)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and plain
     except ValueError:
         good = False
     if not good:

@@ -113,9 +113,10 @@ async def once(client: AdminClient, picture: Path | None) -> int:
     await asyncio.sleep(COUNTED_EVERY)
     await watch.look()
     out = console(record=picture is not None)
-    rows = int(os.environ.get("LINES", "0")) or (out.height if sys.stdout.isatty() else LINES_ALONE)
+    told = os.environ.get("LINES", "")
+    rows = (int(told) if told.isdecimal() else 0) or (out.height if sys.stdout.isatty() else LINES_ALONE)
     lines = frame(watch.seen(), watch.view, out.width, rows)[:-1]
-    while not lines[-1]:
+    while lines and not lines[-1]:
         lines.pop()
     for line in () if out.is_terminal else lines[1:]:
         line.rstrip()
