@@ -92,8 +92,11 @@ def cut_short(attempt: Attempt) -> Iterator[None]:
         raise
 
 
-def whole_answer(attempt: Attempt, judge: Judge | None = None) -> Tokens:
-    """Report the end of an attempt whose body is there, and say what it used. Raises ApiError 502 for no JSON."""
+def whole_answer(attempt: Attempt, judge: Judge | None = None) -> tuple[Tokens, Fate | None]:
+    """Report the end of an attempt whose body is there, and say what it used, and meant if there is a judge.
+
+    Raises ApiError 502 for no JSON.
+    """
     tokens, verdict = Tokens(), None
     if attempt.status == 200:
         try:
@@ -104,7 +107,7 @@ def whole_answer(attempt: Attempt, judge: Judge | None = None) -> Tokens:
         tokens.read(document.get("usage") if isinstance(document, dict) else None)
         verdict = judge.whole(document) if judge is not None else None
     finished(attempt, tokens, "ok" if attempt.status == 200 else "error", verdict=verdict)
-    return tokens
+    return tokens, verdict
 
 
 def message_of(body: bytes) -> Json:

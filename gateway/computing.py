@@ -112,8 +112,7 @@ class Computed:
     def _found(self, attempt: Attempt) -> Completion:
         found = Completion(status=attempt.status, headers=attempt.headers, start=attempt.start, body=attempt.body)
         if attempt.rest is None:
-            found.tokens = whole_answer(attempt, self._judge)
-            found.verdict = self._judge.verdict if self._judge is not None and attempt.status == 200 else None
+            found.tokens, found.verdict = whole_answer(attempt, self._judge)
             found.seconds = self._runtime.now() - attempt.began
         else:
             found.events = self._events = _live(found, attempt, attempt.rest, self._judge)

@@ -38,6 +38,7 @@ async def test_runs_are_counted_by_how_they_ended(tmp_path: Path) -> None:
         assert metric(up.gateway, "cortex_run_seconds_count", workflow="w") == 2
         assert metric(up.gateway, "cortex_run_slack_at_finish_seconds_count", workflow="w") == 1
         assert 0 < metric(up.gateway, "cortex_run_slack_at_finish_seconds_sum", workflow="w") <= 60
+        assert metric(up.gateway, "cortex_slo_target_ratio", workflow="w") == 0.95, "or no alert could fire for it"
 
 
 async def test_a_run_whose_deadline_has_passed_is_late_by_what_it_lacked(tmp_path: Path) -> None:
