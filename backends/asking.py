@@ -14,7 +14,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from backends.capabilities import Capabilities, KvSource
+from backends.capabilities import SURFACES, Capabilities, KvSource
 from backends.vllm_metrics import read_cache, read_metrics
 
 QUESTION_MOST: Final = aiohttp.ClientTimeout(total=2.0)
@@ -22,6 +22,7 @@ TRIAL_MOST: Final = aiohttp.ClientTimeout(total=15.0)
 """A first request may compile something, and the first look at a server's configuration takes it 4 s."""
 PAGE_MOST: Final = 4_000_000
 """Bytes of a page; that of a server with 16 data-parallel ranks has half a million."""
+METHOD_NOT_ALLOWED: Final = 405
 _REFUSALS: Final = (400, 422, 500)
 _log = logging.getLogger("cortex.engines")
 
@@ -40,6 +41,11 @@ class Server:
         """A page's content, none where there is no such page. Raises aiohttp.ClientError, OSError."""
         async with self.session.get(self.url + path, headers=self.headers, timeout=timeout) as response:
             return await content(response) if response.status == 200 else b""
+
+    async def status(self, path: str) -> int:
+        """Of the answer to a GET. Raises aiohttp.ClientError, OSError."""
+        async with self.session.get(self.url + path, headers=self.headers, timeout=QUESTION_MOST) as response:
+            return response.status
 
     async def posted(self, path: str, document: Json) -> tuple[int, bytes]:
         """The status and content of an answer. Raises aiohttp.ClientError, OSError."""
@@ -66,6 +72,7 @@ async def capabilities_of(server: Server) -> Capabilities:
     try:
         for path, read in _QUESTIONS:
             can = read(can, await server.page(path))
+        can = replace(can, surfaces=await _surfaces(server))
         if can.sleeps:  # as a server for development, it shows its configuration too
             can = _configured(can, await server.page("/server_info?config_format=json", TRIAL_MOST))
         if can.version and can.models and not read_metrics(await server.page("/metrics")).asleep:
@@ -74,6 +81,15 @@ async def capabilities_of(server: Server) -> Capabilities:
         _log.debug("engine leaves questions open url=%s error=%r", server.url, error)
         can = replace(can, silent=True)
     return can
+
+
+async def _surfaces(server: Server) -> frozenset[str] | None:
+    """What it can be spoken to by: as its list of paths says, or as it answers to a GET of what is there for POST."""
+    listed = _object(await server.page("/openapi.json")).get("paths")
+    if isinstance(listed, dict):
+        return frozenset(name for name, path in SURFACES.items() if path in listed) or None
+    found = [name for name, path in SURFACES.items() if await server.status(path) == METHOD_NOT_ALLOWED]
+    return frozenset(found) or None
 
 
 async def _tried(can: Capabilities, server: Server) -> Capabilities:

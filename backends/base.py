@@ -31,7 +31,8 @@ class BackendError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One attempt: the call it belongs to, and what to send. `path` as in `/v1/chat/completions` or `/sql/query`.
+    """One attempt: the call it belongs to, and what to send. `path` as in `/v1/chat/completions` or `/sql/query`,
+    with the query of its URL.
 
     `head_timeout` bounds the wait for the head of the reply, `idle_timeout` that between two pieces of its body;
     both in seconds.
@@ -40,6 +41,7 @@ class Request:
     call: Call
     path: str
     body: bytes
+    method: str = "POST"
     headers: tuple[tuple[str, str], ...] = ()
     head_timeout: float = 60.0
     idle_timeout: float = 60.0

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 Ordering = Literal["header", "body", "none"]
 
+SURFACES: Mapping[str, str] = MappingProxyType(
+    {
+        "chat": "/v1/chat/completions",
+        "completions": "/v1/completions",
+        "responses": "/v1/responses",
+        "messages": "/v1/messages",
+        "embeddings": "/v1/embeddings",
+        "rerank": "/v1/rerank",
+        "score": "/v1/score",
+        "tokenize": "/tokenize",
+    }
+)
+"""What a server may be spoken to by, and the path that tells that it has it."""
 HEADER_SINCE = (0, 32)
 """The version of vLLM from which on `X-Vllm-Priority` is relied upon; an older one is told in the body."""
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
@@ -29,6 +44,7 @@ class Capabilities:
     `longest` bounds a prompt and its answer together. `kv_blocks` of `block_size` tokens are its KV memory.
     `token_details`: it says how many tokens of a prompt were cached. `priority`: it runs the urgent first. `sleeps`:
     it can be put to sleep over HTTP. `silent`: it left off answering, so that less is told than may have been before.
+    `surfaces` are the names of those of SURFACES that it has.
     """
 
     version: str = ""
@@ -41,6 +57,7 @@ class Capabilities:
     token_details: bool | None = None
     priority: bool | None = None
     sleeps: bool = False
+    surfaces: frozenset[str] | None = None
     silent: bool = False
 
     @property

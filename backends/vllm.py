@@ -63,9 +63,10 @@ class HttpEngine:
         body = request.body if len(request.body) <= PLAIN_MOST else io.BytesIO(request.body)
         try:
             async with asyncio.timeout(request.head_timeout):
-                return await self._session.post(
+                return await self._session.request(
+                    request.method,
                     self.url + request.path,
-                    data=body,
+                    data=body or None,
                     headers=[*request.headers, *self._key.items()],
                     allow_redirects=False,
                 )

@@ -137,7 +137,7 @@ async def site(turns: list[Turn], *, ahead: int) -> AsyncIterator[tuple[str, Not
             "default": {"model": MODEL, "backend": {"name": "vllm", "attach": [f"http://{host}:{port}"]}},
             "warehouse": {"backend": store, "engines": {"min": WORKERS, "max": WORKERS}},
         }
-        (folder / "config.yaml").write_text(json.dumps({"server": {"port": 0}, "pools": pools}))
+        (folder / "config.yaml").write_text(json.dumps({"server": {"port": 0}, "insecure": True, "pools": pools}))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bench.noted", str(folder / "config.yaml")),
             stdin=asyncio.subprocess.PIPE,

@@ -147,7 +147,7 @@ async def site(launch: dict[str, object], engines: int, *, model: str = MODEL) -
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_bytes(orjson.dumps({"server": {"port": 0}, "pools": {"default": pool}}))
+        path.write_bytes(orjson.dumps({"server": {"port": 0}, "insecure": True, "pools": {"default": pool}}))
         gateway = await compose(read_config(path, {}), seed=1, report_every=3600.0)
         async with listening(gateway) as url:
             up = Site(gateway, url, engines)

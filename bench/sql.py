@@ -322,7 +322,7 @@ def pools(folder: Path, *, workers: int) -> dict[str, object]:
 async def inside(folder: Path, *, workers: int) -> AsyncIterator[tuple[Gateway, str]]:
     """A gateway in this very process."""
     path = folder / "inside.yaml"
-    path.write_bytes(orjson.dumps({"server": {"port": 0}, "pools": pools(folder, workers=workers)}))
+    path.write_bytes(orjson.dumps({"server": {"port": 0}, "insecure": True, "pools": pools(folder, workers=workers)}))
     up = await compose(read_config(path, {}), report_every=60)
     async with listening(up) as url:
         yield up, url

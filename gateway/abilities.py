@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from backends.base import Engine
 from backends.capabilities import Capabilities
+from gateway.openai.errors import ApiError
 from policies.pool import EngineLimits
 
 UNKNOWN = Capabilities()
@@ -20,6 +21,20 @@ class Abilities:
     def __init__(self, *, ordered: Collection[str] = ()) -> None:
         self._ordered = ordered
         self._known: dict[str, Capabilities] = {}
+        self._served: dict[str, frozenset[str]] = {}
+
+    def check(self, pool: str, surface: str) -> None:
+        """Raise ApiError 404 where none of a pool's engines has a surface, as far as all of them tell theirs."""
+        served = self._served.get(pool)
+        if served is not None and surface not in served:
+            has = ", ".join(sorted(served)) or "nothing that this gateway knows"
+            message = f"the engines of pool '{pool}' do not serve {surface} (they serve: {has})"
+            raise ApiError(message, code="not_found")
+
+    def serves(self, engine: str, surface: str) -> bool:
+        """Whether an engine may have a surface."""
+        surfaces = self.of(engine).surfaces
+        return surfaces is None or surface in surfaces
 
     def of(self, engine: str) -> Capabilities:
         """As it said when it was last asked."""
@@ -30,7 +45,7 @@ class Abilities:
         can = await engine.capabilities()
         if can.silent and name in self._known:
             return self._known[name]  # it is busy: what it said before holds
-        self._known[name] = can
+        self._know(pool, name, can)
         if can != UNKNOWN:
             _log.info("engine can engine=%s %s", name, said(can))
         for lack in self._lacks(pool, can):
@@ -38,7 +53,17 @@ class Abilities:
         return can
 
     def forget(self, engine: str) -> None:
+        self._know(engine.rpartition("/")[0], engine, None)
+
+    def _know(self, pool: str, engine: str, can: Capabilities | None) -> None:
+        """Keep what one engine can do, and what those of its pool can do together, while all of them say."""
         self._known.pop(engine, None)
+        if can is not None:
+            self._known[engine] = can
+        told = [known.surfaces for name, known in self._known.items() if name.rpartition("/")[0] == pool]
+        self._served.pop(pool, None)
+        if told and None not in told:
+            self._served[pool] = frozenset().union(*(surfaces for surfaces in told if surfaces is not None))
 
     def _lacks(self, pool: str, can: Capabilities) -> list[str]:
         """What is configured and not there, or counted upon."""
@@ -64,6 +89,7 @@ def said(can: Capabilities) -> str:
     words = {
         "version": _plain(can.version),
         "models": _plain(",".join(can.models)),
+        "surfaces": ",".join(sorted(can.surfaces or ())),
         "longest": can.longest,
         "block_size": can.block_size,
         "kv_blocks": can.kv_blocks,

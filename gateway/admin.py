@@ -20,6 +20,7 @@ from starlette.routing import Route
 from backends.capabilities import Capabilities
 from gateway import underway
 from gateway.access import Access
+from gateway.chronicle import Chronicle
 from gateway.monitor import Monitor
 from gateway.openai.errors import ApiError, bad_request, not_found
 from gateway.runtime import Runtime
@@ -37,10 +38,11 @@ Json = dict[str, Any]
 class AdminApi:
     """The routes under `/admin`."""
 
-    def __init__(self, *, access: Access, runtime: Runtime, monitor: Monitor) -> None:
+    def __init__(self, *, access: Access, runtime: Runtime, monitor: Monitor, chronicle: Chronicle) -> None:
         self._access = access
         self._runtime = runtime
         self._monitor = monitor
+        self._chronicle = chronicle
 
     def routes(self) -> list[Route]:
         """The routes, each behind the token; none where no token is configured."""
@@ -53,6 +55,7 @@ class AdminApi:
             ("GET", "/admin/engines", self._engines),
             ("POST", "/admin/engines/{pool}/{number}/drain", self._drain),
             ("GET", "/admin/runs", self._runs),
+            ("GET", "/admin/runs/{run:path}", self._run),
             ("GET", "/admin/profiles", self._profiles),
             ("GET", "/admin/tenants", self._tenants),
         ]
@@ -108,6 +111,13 @@ class AdminApi:
 
     async def _runs(self, request: Request) -> Json:
         return underway.told(self._runtime.dispatcher, request.query_params, self._runtime.now())
+
+    async def _run(self, request: Request) -> Json:
+        run: str = request.path_params["run"]
+        found = self._chronicle.told(run)
+        if not found:
+            raise not_found("run", run)
+        return {"runs": found}
 
     async def _profiles(self, request: Request) -> Json:
         return {"profiles": [_believed(one) for one in self._runtime.dispatcher.profiles.stages()]}

@@ -35,20 +35,51 @@ class Tokens:
         if chunk is None:
             self.done = self.done or sse.data(event) is not None
             return
-        if chunk.get("error"):
+        kind = chunk.get("type")
+        if kind is not None:
+            self._named(kind, chunk)
+        elif chunk.get("error"):
             raise interrupted("the engine reported an error in the middle of its answer")
-        self.events += 1
+        else:
+            self.events += 1
         self.read(chunk.get("usage"))
+
+    def _named(self, kind: object, event: Json) -> None:
+        """Take in an event of Responses or of Messages."""
+        if kind == "error":
+            raise interrupted("the engine reported an error in the middle of its answer")
+        self.done = self.done or kind in sse.ENDING
+        self.events += isinstance(event.get("delta"), str | dict)
+        for name in ("response", "message"):  # where a whole answer, or its beginning, is told
+            if isinstance(event.get(name), dict):
+                self.read(event[name].get("usage"))
 
     def read(self, usage: object) -> None:
         """Take in a `usage` object, whatever it holds."""
         if not isinstance(usage, dict):
             return
+        if "input_tokens" in usage or "output_tokens" in usage:
+            self._read_other(usage)
+            return
         self.prompt = _int(usage.get("prompt_tokens"))
         self.output = _int(usage.get("completion_tokens"))
-        details = usage.get("prompt_tokens_details")
-        if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
-            self.cached = details["cached_tokens"]
+        self._read_cached(usage.get("prompt_tokens_details"), "cached_tokens")
+
+    def _read_other(self, usage: Json) -> None:
+        """As Responses and Messages have it. Messages tells of the prompt at first and of the output in the end, and
+        does not count among the prompt what was cached of it."""
+        self.output = _int(usage.get("output_tokens")) or self.output
+        prompt = _int(usage.get("input_tokens"))
+        if "input_tokens_details" in usage:
+            self._read_cached(usage["input_tokens_details"], "cached_tokens")
+        else:
+            self._read_cached(usage, "cache_read_input_tokens")
+            prompt += _int(usage.get("cache_read_input_tokens")) + _int(usage.get("cache_creation_input_tokens"))
+        self.prompt = prompt or self.prompt
+
+    def _read_cached(self, details: object, name: str) -> None:
+        if isinstance(details, dict) and isinstance(details.get(name), int):
+            self.cached = details[name]
 
     def add(self, other: Tokens) -> None:
         """Add the usage of another answer to this one's."""

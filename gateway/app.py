@@ -13,7 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.allowance import Allowance
 from gateway.asgi import Out
+from gateway.errands import PATHS as COUNTING
 from gateway.gateway import Gateway
 from gateway.hosts import Hosts
 from gateway.identity import split_path
@@ -27,8 +29,12 @@ from gateway.openai.errors import (
     unavailable,
     wrong_method,
 )
+from gateway.surfaces.catalog import PATHS
+from gateway.surfaces.wording import wording_of
 
 MCP = "/mcp"
+GUARDED = ("/v1/", MCP, "/tokenize", "/detokenize")
+"""What needs a key, by how the path begins."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -49,8 +55,8 @@ class Edge:
     """What every request meets first: limits on its headers, the place that its path names, the name that it knows
     this machine by where no key is needed, and the question of its key, before a byte of its body is read.
 
-    `/w/nl2sql/s/fix/v1/…` becomes `/v1/…`. The scope's state gets `place`, workflow and stage; `caller`; and
-    `path`, as the client sent it.
+    `/w/nl2sql/s/fix/v1/…` becomes `/v1/…`. The scope's state gets `place`, workflow and stage; `caller`; `allowance`
+    where its key has a quota, which the request counts in until it is over; and `path`, as the client sent it.
     """
 
     def __init__(self, app: Starlette, gateway: Gateway) -> None:
@@ -71,25 +77,34 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        allowance: Allowance | None = None
         place, path = split_path(scope["path"])
         state = {**scope.get("state", {}), "place": place, "path": scope["path"]}
         try:
             host, origin = self._check(scope["headers"])
-            if place is not None or path.startswith(("/v1/", MCP)):
+            if place is not None or path.startswith(GUARDED):
                 if self._hosts is not None:
                     self._hosts.check(host, origin)
-                state["caller"] = self._access.caller(scope["headers"])
+                caller = state["caller"] = self._access.caller(scope["headers"])
                 self._directory.check_place(place)
+                if caller.quota is not None:
+                    allowance = state["allowance"] = Allowance(caller.quota, self._access.now)
+                    send = allowance.telling(send)
+                    allowance.enter()
         except ApiError as error:
             self._counts.failed("edge", error.code)
             self._counts.answered("edge", error.status, 0.0, 0.0)
-            await Out(send).fail(error)
+            await Out(send, wording_of(path)).fail(error)
             return
         scope = {**scope, "state": state}
         if place is not None:
             scope |= {"path": path, "raw_path": path.encode()}
         # Past the router, which tries one route after the other: these are the paths that most requests take.
-        await self._direct.get((scope["method"], path), self.app)(scope, receive, send)
+        try:
+            await self._direct.get((scope["method"], path), self.app)(scope, receive, send)
+        finally:
+            if allowance is not None:
+                allowance.leave()
 
     def _check(self, headers: list[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None]:
         """The host and the origin that they name. Raises ApiError."""
@@ -111,10 +126,14 @@ class Edge:
 
 
 def _routes(gateway: Gateway) -> list[Route]:
-    relay, sql, mcp, state = gateway.relay, gateway.sql, gateway.mcp, gateway.state
+    relay, errands, sql, mcp, state = gateway.relay, gateway.errands, gateway.sql, gateway.mcp, gateway.state
     return [
-        Route("/v1/chat/completions", _Raw(relay.endpoint("chat")), methods=["POST"]),
-        Route("/v1/completions", _Raw(relay.endpoint("completions")), methods=["POST"]),
+        *(Route(path, _Raw(relay.endpoint(surface)), methods=["POST"]) for surface, path in PATHS.items()),
+        *(Route(path, _Raw(errands.counting(what)), methods=["POST"]) for what, path in COUNTING.items()),
+        Route("/v1/responses/{response}", _Raw(errands.response("GET")), methods=["GET"]),
+        Route("/v1/responses/{response}", _Raw(errands.response("DELETE")), methods=["DELETE"]),
+        Route("/v1/responses/{response}/cancel", _Raw(errands.response("POST", below="/cancel")), methods=["POST"]),
+        Route("/v1/responses/{response}/input_items", _Raw(errands.response("GET", below="/input_items"))),
         Route("/v1/sql", _Raw(sql.query), methods=["POST"]),
         Route("/v1/databases", _Raw(sql.databases), methods=["GET"]),
         Route("/v1/databases/{database}/schema", _Raw(sql.schema), methods=["GET"]),

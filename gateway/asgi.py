@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from backends.patience import Patience
 from gateway.openai.errors import ApiError, timeout, too_large
+from gateway.surfaces.wording import OPENAI, Wording
 
 BODY_TIMEOUT = 30.0
 """Seconds that a client may take between two pieces of its body."""
@@ -98,16 +99,19 @@ class Out:
     """One reply. `started` once its status is fixed: what goes wrong from then on travels inside the stream.
 
     `reason` is the code of an error that was sent as an answer; `said` are the headers that an error reply gets
-    too, as soon as it is known whose call it is; `last_words` is how the stream that has begun puts an error.
+    too, as soon as it is known whose call it is. Errors are put as `wording` has them; `last_words`, where they are
+    set, are how the stream that has begun puts one. `events` is how many events were sent before.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, wording: Wording = OPENAI) -> None:
         self._send = send
+        self._wording = wording
         self.started = False
         self.status = 0
         self.reason = ""
+        self.events = 0
         self.said: Callable[[], Pairs] = tuple
-        self.last_words: Callable[[ApiError], bytes] = ApiError.sse
+        self.last_words: Callable[[ApiError], bytes] | None = None
 
     async def whole(self, status: int, headers: Pairs, body: bytes) -> None:
         """Send a reply whose body is known."""
@@ -131,10 +135,13 @@ class Out:
 
     async def fail(self, error: ApiError, headers: Pairs = ()) -> None:
         """Send an error: as the reply, or as the last event of a stream that has begun."""
-        if self.started:
+        if not self.started:
+            body = self._wording.body(error)
+            await self.whole(error.status, [JSON, *self.said(), *headers, *error.headers], body)
+        elif self.last_words is not None:
             await self.end(self.last_words(error))
         else:
-            await self.whole(error.status, [JSON, *self.said(), *headers, *error.headers], error.body())
+            await self.end(self._wording.event(error, self.events))
 
     async def json(self, document: object, *, status: int = 200, headers: Pairs = ()) -> None:
         """Send a JSON document."""

@@ -12,9 +12,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from backends.base import BackendError, Reply, Request
+from backends.base import BackendError, Reply, Request, Trouble
+from gateway import headers as names
 from gateway.openai import sse
-from gateway.openai.errors import ApiError, broken, refused, timeout, unavailable
+from gateway.openai.errors import ApiError, EngineSaid, broken, refused, timeout, unavailable
 from gateway.runtime import RefusedCall, Runtime, Ticket
 from policies.calls import Fate, Outcome
 from policies.events import Start
@@ -93,7 +94,7 @@ class _Begun:
                 if ticket.call.kind == "llm":  # rows have no prefill
                     ticket.first_token(start.attempt)
                 return attempt
-            ticket.failed(start.attempt, last.trouble, final=not last.retryable)
+            ticket.failed(start.attempt, last.trouble, final=not last.retryable, rest=last.retry_after)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -111,7 +112,7 @@ class _Begun:
         opened = engine.open(request)
         reply = await opened.__aenter__()
         try:
-            _judge(reply, request)
+            await _judge(reply, request)
             rest, held, body = await _taken(reply, stream=self._stream)
             runtime.heard[start.engine] = runtime.now()
             if reply.status == 200:
@@ -148,19 +149,34 @@ async def _taken(reply: Reply, *, stream: bool) -> tuple[AsyncIterator[list[byte
     return None, [], await _whole(reply)
 
 
-def _judge(reply: Reply, request: Request) -> None:
+class _Declined(BackendError):
+    """An engine has answered, and not the call: where no other engine takes it, its own words are the answer."""
+
+    def __init__(self, message: str, reply: Reply, body: bytes, *, trouble: Trouble, retryable: bool) -> None:
+        super().__init__(message, trouble=trouble, retryable=retryable, retry_after=_retry_after(reply))
+        self.words: EngineSaid | None = None
+        if _header(reply, "content-type").startswith("application/json"):
+            kept = [(name, value) for name, value in names.reply(reply.headers) if name.lower() != "content-type"]
+            if reply.status in (429, 503) and self.retry_after is None:
+                kept.append(("Retry-After", "1"))
+            self.words = EngineSaid(message, reply.status, kept, body)
+
+
+async def _judge(reply: Reply, request: Request) -> None:
     """Raise BackendError for a status that says nothing of the call itself. What is wrong with the call (4xx), and
     a statement that took too long (504 of a SQL worker), is an answer, and goes to the client as it is."""
     status = reply.status
     if status in (429, 503):
-        after = _retry_after(reply)
-        raise BackendError("the engine is overloaded", trouble="overloaded", retryable=True, retry_after=after)
+        body = await _whole(reply)
+        raise _Declined("the engine is overloaded", reply, body, trouble="overloaded", retryable=True)
     if status in (401, 403):
         raise BackendError("the engine does not let the gateway in", trouble="broken", retryable=True)
     if status == 504 and request.call.kind == "llm":
         # As for a head that never came: nothing has gone out, and whoever said 504 has given the call up.
         raise BackendError("the engine did not answer in time", trouble="timeout", retryable=True)
-    if status != 200 and not 400 <= status < 500 and status != 504:
+    if status >= 500 and status != 504:
+        raise _Declined("the engine failed inside", reply, await _whole(reply), trouble="broken", retryable=False)
+    if status != 200 and status < 400:
         raise BackendError("the engine failed inside", trouble="broken", retryable=False)
 
 
@@ -206,6 +222,8 @@ async def _whole(reply: Reply) -> bytes:
 
 def explained(refusal: RefusedCall, last: BackendError | None) -> ApiError:
     """Why a call gets no answer, as its client will see it."""
+    if isinstance(last, _Declined) and last.words is not None and last.trouble == refusal.reason:
+        return last.words
     again = refusal.retry_after if refusal.retry_after is not None else 1.0
     if last is not None and last.retry_after is not None:
         again = max(again, last.retry_after)

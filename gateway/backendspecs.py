@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +21,7 @@ from gateway.fields import (
     Map,
     Named,
     Number,
+    Params,
     Part,
     Seconds,
     Text,
@@ -26,6 +29,14 @@ from gateway.fields import (
     Whole,
 )
 
+_OURS = frozenset(
+    (
+        *("api_base", "api_key", "base_url", "model", "messages", "input", "prompt", "stream", "stream_options"),
+        *("num_retries", "max_retries", "fallbacks", "mock_response"),
+    )
+)
+"""What of LiteLLM's arguments has a key of its own, is the caller's, or would do what the gateway does."""
+EmulatedSurface = Literal["chat", "completions", "responses", "messages", "embeddings", "rerank", "tokenize"]
 MEMORY_LEAST = 16_000_000  # with half as much, a join of a small table already fails
 
 
@@ -86,6 +97,7 @@ class Emulated(Part):
     profile: ExistingFileOrNone = None
     time_scale: Annotated[Number, Field(gt=0)] = 1.0
     seed: Whole = 0
+    surfaces: Annotated[List[EmulatedSurface], Field(min_length=1)] = get_args(EmulatedSurface)
     faults: Flag = False
     kv_events: Flag = False
     tokenize: Seconds = 0.05
@@ -118,4 +130,52 @@ class DuckDb(Part):
         return memory
 
 
-Backend = Annotated[Vllm | Emulated | DuckDb, Field(discriminator="name")]
+class Account(Part):
+    """An account at a provider: where to ask, with which key, and LiteLLM's arguments besides."""
+
+    api_base: Text | None = None
+    api_key: Text | None = Field(default=None, repr=False)
+    params: Params = Field(default={}, validate_default=True, repr=False)
+
+    @field_validator("api_base")
+    @classmethod
+    def _address(cls, base: str | None) -> str | None:
+        if base is not None and not re.fullmatch(r"https?://[^\s/?#][^\s]*", base):
+            raise ValueError("must be an address such as https://api.openai.com/v1")
+        return base
+
+    @field_validator("params")
+    @classmethod
+    def _not_ours(cls, params: Mapping[str, object]) -> Mapping[str, object]:
+        if taken := params.keys() & _OURS:
+            raise ValueError(f"{min(taken)} cannot be set here")
+        return params
+
+    def arguments(self) -> dict[str, object]:
+        """Those of LiteLLM's that it sets."""
+        places = {"api_base": self.api_base, "api_key": self.api_key}
+        return {**self.params, **{name: value for name, value in places.items() if value is not None}}
+
+
+class Litellm(Account):
+    """Models that providers host, each account an engine; what the accounts have in common stands beside them."""
+
+    name: Literal["litellm"]
+    model: Text
+    accounts: Annotated[List[Account], Field(min_length=1)] = (Account(),)
+    python: Text | None = None
+    ready: Seconds = 60.0
+
+    def calls(self) -> list[dict[str, object]]:
+        """LiteLLM's arguments for each account."""
+        return [{**self.arguments(), **account.arguments(), "model": self.model} for account in self.accounts]
+
+
+Backend = Annotated[Vllm | Emulated | DuckDb | Litellm, Field(discriminator="name")]
+
+
+def places(backend: Vllm | Emulated | DuckDb | Litellm) -> int:
+    """How many engines are named in the configuration itself; 0 where it names none."""
+    if isinstance(backend, Litellm):
+        return len(backend.accounts)
+    return len(backend.attach or ()) if isinstance(backend, Vllm) else 0

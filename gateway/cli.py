@@ -1,4 +1,4 @@
-"""The command `cortex`: serve, check, demo, simulate, replay, and those that look at a gateway that runs."""
+"""The command `cortex`: serve, check, keys, demo, simulate, replay, and those that look at a gateway that runs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from gateway.backendspecs import DuckDb
 from gateway.blueprints import blueprint, complaint
 from gateway.compose import compose
 from gateway.config import ConfigError, Override, load
+from gateway.keyscommand import add_keys
 from gateway.listening import bound, server
 from gateway.retelling import retell
 from gateway.settings import Config, PoolPolicies
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="60 questions through an NL2SQL agent, under four pool layouts", add_help=False
     )
     demo.set_defaults(run=_demo)
+    add_keys(commands)
     _add_virtual(commands)
     for added in add_commands(commands):
         added.set_defaults(run=_terminal)

@@ -35,6 +35,8 @@ from policies.calls import Call
 
 SCOPE: Final = "completions"
 """No topic of agentic state has a scope of this name: no client comes by what is kept here, or puts it there."""
+KEPT: Final = frozenset(("chat", "completions"))
+"""Surfaces whose prompts and answers are understood well enough to be looked up."""
 FORMAT: Final = 1
 """Of what is kept: a gateway of another version that shares a Redis must not take it for its own."""
 SILENT: Final = frozenset(
@@ -117,8 +119,15 @@ class Completions:
 
         What of it comes later is read in the block: leaving it says that nobody reads any more.
         """
+        found = self._asked(asked, call, payload, body)
+        return found if asked.allowance is None else asked.allowance.charged(found, call.prompt_tokens)
+
+    def _asked(
+        self, asked: Asked, call: Call, payload: Payload, body: bytes
+    ) -> AbstractAsyncContextManager[Completion]:
+        """From wherever it may come."""
         lifetime = self._lifetimes.get((call.workflow, call.stage))
-        if lifetime is None or not deterministic(payload):
+        if lifetime is None or payload.endpoint not in KEPT or not deterministic(payload):
             return self._computed(asked, call, payload, body)
         name = Name(call.tenant, (SCOPE, call.pool), _key(payload, body))
         return self._recalled(_Wish(asked=asked, call=call, payload=payload, body=body, name=name, lifetime=lifetime))
@@ -129,7 +138,7 @@ class Completions:
         """From an engine, for this call."""
         request = partial(self._intake.request, asked, call, payload.endpoint, body, stream=payload.stream)
         read: Read | None = None
-        if self._residence is not None:
+        if self._residence is not None and payload.endpoint in KEPT:
             read = partial(self._residence.read, call, payload, self._intake.salt(asked, payload, call.pool))
         return Computed(
             self._runtime,

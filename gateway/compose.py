@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from backends.emulated.options import EmulatedOptions
 from backends.emulated.profile import ProfileError
 from backends.gpus import Gpus, devices_of_this_machine
 from backends.launcher import LaunchedServers, LaunchOptions, vllm_command
+from backends.provider import ProviderCluster, lack_of
 from backends.sleeping import SleepMode
 from backends.sql.cache import ExactTexts, ResultCache, ResultKey, generation
 from backends.sql.engine import SqlCluster
@@ -33,12 +36,14 @@ from gateway.access import Access
 from gateway.admin import AdminApi
 from gateway.advances import Advances
 from gateway.ahead import Ahead
-from gateway.backendspecs import DuckDb, Emulated, Launch, Vllm
+from gateway.backendspecs import DuckDb, Emulated, Launch, Litellm, Vllm
 from gateway.blueprints import blueprint
+from gateway.chronicle import Chronicle
 from gateway.completions import Completions
 from gateway.config import ConfigError
 from gateway.directory import Directory
 from gateway.door import Door
+from gateway.errands import Errands
 from gateway.gateway import Gateway
 from gateway.instruments.sql import SqlMetrics
 from gateway.instruments.stores import StoreMetrics
@@ -50,6 +55,7 @@ from gateway.metrics import Metrics
 from gateway.monitor import Monitor
 from gateway.relay import Relay
 from gateway.residency import Residence
+from gateway.responses import Responses
 from gateway.runtime import Clock, Runtime
 from gateway.settings import Config, Pool
 from gateway.spare import Spare
@@ -78,15 +84,18 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     emulated = {
         name: _options(name, at) for name, pool in config.pools.items() if isinstance(at := pool.backend, Emulated)
     }
+    await _check_providers(config)
     learned = kept(config.profiles.path)
     plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed, profiles=learned)
     journal = _journal(config, plan)
-    clock, metrics, access, directory = Clock(), Metrics(config), Access(config.auth, config.admin), Directory(config)
+    clock, metrics, access, directory = Clock(), Metrics(config), Access(config), Directory(config)
     session, gpus = connections(config.timeouts.connect), _gpus(config)
     ordered = [
         name for name, pool in config.pools.items() if isinstance(pool.backend, Vllm) and pool.backend.priority
     ]
+    billed = {name for name, pool in config.pools.items() if isinstance(pool.backend, Litellm)}
     abilities = Abilities(ordered=ordered)
+    chronicle = Chronicle(clock)
     advances = Advances(counts=metrics.sql, clock=clock)
     residence = _residence(config, lambda: runtime.engines, abilities, metrics)
     noted = Noted(residence) if residence is not None and journal is not None else None
@@ -96,13 +105,24 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         clusters={n: _cluster(p, session, emulated.get(n), gpus, metrics.sql) for n, p in config.pools.items()},
         clock=clock,
         abilities=abilities,
-        warming=Warming(clock=clock, limit=config.timeouts.warm),
+        warming=Warming(clock=clock, limit=config.timeouts.warm, billed=billed),
         journal=journal,
         noted=noted,
-        watchers=(metrics.watch, advances.watch, *((residence.watch,) if residence is not None else ())),
+        watchers=(
+            metrics.watch,
+            advances.watch,
+            chronicle.watch,
+            *((residence.watch,) if residence is not None else ()),
+        ),
     )
+    responses = Responses()
     intake = Intake(
-        config=config, directory=directory, clock=clock, named=metrics.requests.named, abilities=abilities
+        config=config,
+        directory=directory,
+        clock=clock,
+        named=metrics.requests.named,
+        abilities=abilities,
+        responses=responses,
     )
     parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
     houses = advances.watching(_warehouses(config, parsers))
@@ -121,17 +141,26 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         monitor=monitor,
         metrics=metrics,
         door=door,
-        relay=_relay(config, plan, runtime, completions, intake=intake, desk=desk, ahead=ahead, door=door),
+        relay=_relay(config, plan, runtime, completions, responses, intake=intake, desk=desk, ahead=ahead, door=door),
+        errands=Errands(
+            config=config,
+            runtime=runtime,
+            intake=intake,
+            abilities=abilities,
+            responses=responses,
+            door=door,
+            alone=len(access.tenants) == 1,
+        ),
         sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
         state=StateApi(
             artifacts=artifacts,
-            events=Events(access.tenants, readers_most=config.state.subscribers),
+            events=Events(lambda: access.tenants, readers_most=config.state.subscribers),
             intake=intake,
             door=door,
             settings=config.state,
             draining=lambda: gateway.draining,
         ),
-        admin=AdminApi(access=access, runtime=runtime, monitor=monitor),
+        admin=AdminApi(access=access, runtime=runtime, monitor=monitor, chronicle=chronicle),
         mcp=_mcp(config, intake=intake, desk=desk, door=door),
         keeper=_keeper(config, runtime),
         residence=residence,
@@ -231,6 +260,7 @@ def _relay(
     plan: Blueprint,
     runtime: Runtime,
     completions: Completions,
+    responses: Responses,
     *,
     intake: Intake,
     desk: Desk,
@@ -255,6 +285,7 @@ def _relay(
         intake=intake,
         door=door,
         ahead=ahead,
+        responses=responses,
         specials=((lambda inbound: inbound.workflow is not None, walker), (intercept.applies, intercept)),
     )
 
@@ -326,10 +357,19 @@ def _cluster(
             ),
             ended=counts.worker_ended,
         )
+    if isinstance(backend, Litellm):
+        return ProviderCluster(backend.calls(), session, python=backend.python, ready=backend.ready)
     assert isinstance(backend, Vllm)
     if backend.launch is not None:
         return _launched(pool, backend, backend.launch, session, gpus)
     return AttachedServers(backend.attach or (), session, backend.api_key or "")
+
+
+async def _check_providers(config: Config) -> None:
+    """Raise ConfigError for a pool whose environment has no LiteLLM that can be used."""
+    for name, pool in config.pools.items():
+        if isinstance(pool.backend, Litellm) and (lack := await asyncio.to_thread(lack_of, pool.backend.python)):
+            raise ConfigError(lack, file=pool.backend.python or sys.executable, place=("pools", name, "backend"))
 
 
 def _connect(session: aiohttp.ClientSession) -> Callable[[str], Engine]:
@@ -340,7 +380,7 @@ def _options(pool: str, backend: Emulated) -> EmulatedOptions:
     settings = backend.model_dump(exclude={"name", "tokenize"})
     files = {key: str(path) for key in ("script", "profile") if (path := settings[key])}
     try:
-        return EmulatedOptions(**{**settings, **files})
+        return EmulatedOptions(**{**settings, **files, "surfaces": ",".join(backend.surfaces)})
     except ProfileError as error:
         message = str(error).removeprefix(f"{backend.profile}: ")
         raise ConfigError(message, file=str(backend.profile), place=("pools", pool, "backend", "profile")) from None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import get_args
 
 from gateway.backendspecs import DuckDb, Emulated, Vllm
+from gateway.keyrules import door
 from gateway.settings import Config, Edge, Outcome, Pool, Stage, State, Tool, Workflow
 from gateway.yamlfile import Place, spelled
 from policies.fleet import groups
@@ -22,7 +22,7 @@ CLOSE = 1e-6
 
 def faults(config: Config) -> Iterator[Fault]:
     """Everything that does not agree, each with its place, in no order."""
-    yield from _server(config)
+    yield from door(config)
     yield from _state(config.state)
     for name in config.pools:
         yield from _pool(config, name)
@@ -57,32 +57,6 @@ def _state(state: State) -> Iterator[Fault]:
     """A lifetime that the file does not name ends with the longest all the same."""
     if "lifetime" in state.model_fields_set and state.lifetime > state.longest:
         yield ("state", "lifetime"), "is more than state.longest"
-
-
-def _server(config: Config) -> Iterator[Fault]:
-    host = config.server.host
-    if not config.auth.keys and not _loopback(host):
-        message = f"{host} can be reached from outside, so callers need a key: list some under auth.keys"
-        yield ("server", "host"), message
-    seen = Counter[str]()
-    for index, entry in enumerate(config.auth.keys):
-        place = ("auth", "keys", index)
-        seen[entry.key] += 1
-        if seen[entry.key] == 2:
-            yield (*place, "key"), "the same key stands further up"
-        if entry.key == config.admin.token:
-            yield (*place, "key"), "is the admin token: a client would have the admin API"
-        if entry.workflow is not None and entry.workflow not in config.workflows:
-            yield (*place, "workflow"), _unknown("workflow", entry.workflow, config.workflows)
-        if entry.priority.min > entry.priority.max:
-            yield (*place, "priority"), "min is above max"
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _pool(config: Config, name: str) -> Iterator[Fault]:

@@ -75,12 +75,19 @@ class Directory:
         stage = self.stage(identity.workflow, identity.stage)
         if stage is None:
             pool = by_model
+        elif stage.kind != "llm" and identity.hinted:
+            pool = by_model
         elif stage.kind != "llm":
             what = "runs SQL" if stage.kind == "sql" else "renders the answer"
             raise bad_request(f"stage {identity.stage!r} {what}: no model serves it", param="stage")
         else:
             pool = stage.pool or by_model
         return Target(pool, self._pools[pool].model or model)
+
+    def known_as(self, target: Target, model: str) -> tuple[str, ...]:
+        """The names of what serves a call: the one that its client asked for, unless the stage has led the call away
+        from it, and the one that the engines know."""
+        return (model, target.model) if self._pool_of(model) == target.pool else (target.model,)
 
     def stage(self, workflow: str, stage: str) -> Stage | None:
         """A stage that the configuration knows."""

@@ -263,6 +263,8 @@ ExistingFileOrNone = Annotated[Path | None, BeforeValidator(_existing_file)]
 Prompt = Annotated[InstanceOf[Template], BeforeValidator(_template)]
 Spec = Annotated[PolicySpec, BeforeValidator(_spec)]
 
+Params = Annotated[Mapping[Text, object], BeforeValidator(_deeply_plain), AfterValidator(MappingProxyType)]
+
 List = Annotated[tuple[T, ...], BeforeValidator(_listed)]
 OneOrMany = Annotated[tuple[T, ...], BeforeValidator(_one_or_many)]
 Frozen = AfterValidator(MappingProxyType)

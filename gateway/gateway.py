@@ -15,6 +15,7 @@ from gateway.access import Access
 from gateway.admin import AdminApi
 from gateway.directory import Directory
 from gateway.door import Door
+from gateway.errands import Errands
 from gateway.keeping import ProfileFile
 from gateway.metrics import Metrics
 from gateway.monitor import Monitor
@@ -44,6 +45,7 @@ class Gateway:
     metrics: Metrics
     door: Door
     relay: Relay
+    errands: Errands
     sql: SqlApi
     state: StateApi
     admin: AdminApi

@@ -1,16 +1,15 @@
 """Every header with a meaning of its own here, in one table, and which of the others pass through.
 
-What HTTP itself asks for (`Content-Type`, `Allow`, `WWW-Authenticate`) is not in the table.
+Not in the table is what HTTP itself asks for (`Content-Type`, `Allow`, `WWW-Authenticate`). Headers by which other
+gateways and agents name their runs are in `vendors.py` and `sessions.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
-
-from gateway.openai.errors import ill_formed
 
 Direction = Literal["in", "upstream", "reply"]
 
@@ -27,6 +26,8 @@ class Header:
 
 TABLE: tuple[Header, ...] = (
     Header("Authorization", "in", "key", "`Bearer KEY`: the API key; never sent on"),
+    Header("X-Api-Key", "in", "key_anthropic", "the API key, as Anthropic's clients send it; never sent on"),
+    Header("Api-Key", "in", "key_azure", "the API key, as Azure's clients send it; never sent on"),
     Header("X-Request-Id", "in", "request", "an id for this one call; made up when absent"),
     Header("X-Workflow-Type", "in", "workflow", "the workflow, by name: `nl2sql`"),
     Header("X-Workflow-Id", "in", "run", "the run: one id for all calls of one execution, at most 256 bytes"),
@@ -41,7 +42,7 @@ TABLE: tuple[Header, ...] = (
     Header("X-Workflow-Final", "in", "final", "`true`: the run ends with this call"),
     Header("X-Workflow-Tools", "in", "tools", "`intercept`, `ahead`, `pass`: who runs this call's SQL, and when"),
     Header("X-Request-Id", "upstream", "request", "the id of the call, for the engine's log"),
-    Header("X-Session-ID", "upstream", "run", "the run"),
+    Header("X-Session-ID", "upstream", "run", "the run, unless the client sent a session's id of its own"),
     Header(
         "X-Vllm-Priority",
         "upstream",
@@ -62,9 +63,15 @@ TABLE: tuple[Header, ...] = (
     Header("X-Workflow-Queue-Ms", "reply", "queue_ms", "time the call waited for its engine, in ms"),
     Header("X-Workflow-Cache", "reply", "cache", "`hit`, `joined` or `miss`: where the answer came from"),
     Header("X-Workflow-Tools-Run", "reply", "tools_run", "how many tool calls the gateway ran for a whole reply"),
-    Header("X-Workflow-Source", "reply", "source", "which channel named workflow or stage: `header`, `body`, …"),
+    Header("X-Workflow-Source", "reply", "source", "which channel named workflow or stage, else the run"),
     Header("X-Should-Retry", "reply", "retry", "`false` with an error that another try would only meet again"),
     Header("Retry-After", "reply", "retry_after", "with 429 and 503: whole seconds to wait before the next try"),
+    Header("X-RateLimit-Limit-Requests", "reply", "requests_limit", "requests of the API key's rate"),
+    Header("X-RateLimit-Remaining-Requests", "reply", "requests_remaining", "those of them that are left"),
+    Header("X-RateLimit-Reset-Requests", "reply", "requests_reset", "until none of them is missing: `6m0s`"),
+    Header("X-RateLimit-Limit-Tokens", "reply", "tokens_limit", "tokens of the API key's rate"),
+    Header("X-RateLimit-Remaining-Tokens", "reply", "tokens_remaining", "those of them that are left"),
+    Header("X-RateLimit-Reset-Tokens", "reply", "tokens_reset", "until none of them is missing: `8.64s`"),
 )
 
 READ: Mapping[bytes, Header] = MappingProxyType(
@@ -89,34 +96,25 @@ _UP_DROPPED: frozenset[bytes] = frozenset(
         *_HOP_BY_HOP,
         *("host", "content-length", "content-type", "expect"),  # of this request; the next has its own
         "accept-encoding",  # the relay reads what the engine answers, so it must not come compressed
-        *("authorization", "api-key", "x-api-key", "cookie"),  # the client's secrets are for the gateway
+        # The client's secrets are for the gateway, or for another one that is not there.
+        *("authorization", "api-key", "x-api-key", "cookie", "x-goog-api-key"),
+        *("helicone-auth", "x-litellm-api-key", "x-portkey-api-key"),
         *("forwarded", "x-real-ip", "via"),
-        *(row.name.lower() for row in TABLE if row.direction == "upstream"),  # ours to write
+        *("x-request-id", "x-vllm-priority"),  # ours to write
     )
 )
 _DOWN_DROPPED = _HOP_BY_HOP | {"content-length", "date", "server", "x-request-id"}
-
-
-def read(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, bytes]:
-    """The values of the headers that are ours to read, by field. Names must be in lower case, as ASGI has them.
-
-    Raises ApiError when one is given twice: two values of one id are nobody's.
-    """
-    found: dict[str, bytes] = {}
-    for name, value in headers:
-        row = READ.get(name)
-        if row is None:
-            continue
-        if row.field in found:
-            raise ill_formed(row.name, "is given twice")
-        found[row.field] = value
-    return found
 
 
 def written(direction: Literal["upstream", "reply"], values: Mapping[str, str]) -> list[tuple[str, str]]:
     """The headers that say these fields, but for empty ones. Raises KeyError for a field that the table lacks."""
     known = _WRITTEN[direction]
     return [(known[field], value) for field, value in values.items() if value]
+
+
+def has_session(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a client has a word of its own for what an engine is to keep together."""
+    return any(name == b"x-session-id" for name, _ in headers)
 
 
 def upstream(headers: Sequence[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:

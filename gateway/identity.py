@@ -1,7 +1,9 @@
-"""Which run and stage a call belongs to, and what it asks for, from the four places where a client can say so.
+"""Which run and stage a call belongs to, and what it asks for, from all the places where a client can say so.
 
 Field by field the first that speaks wins: our headers; the body (its `workflow` object, then string members of
-`metadata`); the path of the base_url; the alias used as model; last, the default that comes with the API key.
+`metadata`); the path of the base_url; the alias used as model; the default that comes with the API key. What these
+leave open is filled from one vendor's schema (`vendors.py`), then the run from a session named in passing
+(`sessions.py`). Only in what was written for us is an ill-formed value an error.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from types import MappingProxyType
 from typing import Literal
 
 from gateway import headers as names
+from gateway import sessions, vendors
+from gateway.lineage import Lineage
 from gateway.openai.errors import ill_formed, unknown_member
+from gateway.sessions import Responses, SessionSource
+from gateway.spots import ID_BYTES, as_flag, as_integer, as_text
+from gateway.vendors import ANY_SESSION, OSL_MOST, VendorName
 
-Source = Literal["header", "body", "path", "alias", "key", "none"]
+Source = Literal["header", "body", "path", "alias", "key", VendorName, SessionSource, "inferred", "none"]
 Tools = Literal["pass", "ahead", "intercept"]
 
-ID_BYTES = 256
-OSL_MOST = 10_000_000
 _BOUNDS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"step": (1, 1_000_000), "deadline_ms": (1, 30 * 24 * 3600 * 1000), "priority": (-8, 8)}
 )
@@ -41,6 +46,7 @@ _BODY_FIELDS: Mapping[str, str] = MappingProxyType(
         "tools": "tools",
     }
 )
+_VENDORS = frozenset(vendor.name for vendor in vendors.VENDORS)
 # Other clients put their own things into metadata, so the general words `type`, `id` and `tools` are not ours there.
 _METADATA_FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -58,10 +64,17 @@ _MEMBER = re.compile(
         (?:;[^,"]*|[ \t]*)(?:,(?=.)|\Z)""",
     re.VERBOSE,
 )
-_FLAGS: Mapping[str, bool] = MappingProxyType({"true": True, "1": True, "false": False, "0": False})
-_HEADER_OF: Mapping[str, str] = MappingProxyType(
-    {row.field: row.name for row in names.READ.values() if row.name.startswith("X-Workflow-")}
+_OURS: Mapping[bytes, names.Header] = MappingProxyType(
+    {name: row for name, row in names.READ.items() if name.startswith(b"x-workflow-")}
 )
+# These say nothing of whose call it is: keys, the request's own id, what the client is.
+_QUIET_HEADERS = (names.READ.keys() - _OURS.keys()) | vendors.CLIENT
+_NATIVE_HEADERS = _QUIET_HEADERS | _OURS.keys()
+_READ_HEADERS = _NATIVE_HEADERS | vendors.HEADERS | sessions.HEADERS
+_LAST = ANY_SESSION[-1]
+_FOREIGN_MEMBERS = vendors.MEMBERS | sessions.MEMBERS
+_PARTED_MEMBERS = frozenset(("workflow", "vllm_xargs"))
+_READ_MEMBERS = _FOREIGN_MEMBERS | {"workflow", "metadata"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +91,10 @@ class Identity:
 
     `deadline` is in seconds from the run's first call. A call that names no run is a run of its own, and so the
     `final` one. `hints` knows `osl` (output tokens expected) and `resume`.
-    `source` is the channel that named the workflow, else the one that named the stage. `body_keys_to_strip` are
-    the members of the body that are for us alone and must not reach an engine.
+    `source` is the channel that named the workflow, else the one that named the stage, else the run. `weak`: the run
+    is a guess, behind which stands less than behind what the conversation itself shows. `hinted`: the stage is a
+    vendor's word, to be passed over where it does not fit. `body_keys_to_strip` are the members of the body that are
+    for us alone and must not reach an engine, `body_replaced` those that reach it in part, as it is to have them.
     """
 
     workflow: str = ""
@@ -95,7 +110,10 @@ class Identity:
     final: bool = False
     tools: Tools | None = None
     source: Source = "none"
+    weak: bool = False
+    hinted: bool = False
     body_keys_to_strip: tuple[str, ...] = ()
+    body_replaced: Mapping[str, object] = field(default_factory=dict)
 
 
 NOBODY = Identity(final=True)
@@ -129,43 +147,51 @@ def read_identity(
     path: Place | None = None,
     alias: Place | None = None,
     key_default: Place | None = None,
+    tenant: str = "",
+    lineage: Lineage | None = None,
+    responses: Responses | None = None,
 ) -> Identity:
     """Put together what the channels say. Raises ApiError that names the header or the member of the body.
 
-    `headers` as ASGI has them, names in lower case.
+    `headers` as ASGI has them, names in lower case. `lineage` and `responses` know what earlier calls have told;
+    without them a sub-agent's run is the one of its parent, and an earlier response names none.
     """
-    ours = names.read(headers)
-    told = body is not None and ("workflow" in body or "metadata" in body)
-    if not told and path is alias is key_default is None and _HEADER_OF.keys().isdisjoint(ours):
+    given = _read_headers(headers)
+    body = body or {}
+    silent = _QUIET_HEADERS.issuperset(given) and _READ_MEMBERS.isdisjoint(body)
+    if silent and path is alias is key_default is None:
         return NOBODY
     said = _Said()
-    for name, value in ours.items():
-        if name in _HEADER_OF:
-            # A byte that is not UTF-8 becomes a lone surrogate, which is not printable and so is refused later.
-            said.add("header", _HEADER_OF[name], name, value.decode("utf-8", "surrogateescape"))
-    said.add_body(body or {})
+    said.add_headers(given)
+    said.add_body(body)
     said.add_place("path", "path", path)
     said.add_place("alias", "model", alias)
     said.add_place("key", "key", key_default)
-    deadline_ms = said.integer("deadline_ms")
-    run = said.text("run")
-    final = said.flag("final")
-    return Identity(
-        workflow=said.text("workflow"),
-        run=run,
-        stage=said.text("stage"),
-        agent=said.text("agent"),
-        parent=said.text("parent"),
-        step=said.integer("step") or 0,
-        deadline=None if deadline_ms is None else deadline_ms / 1000,
-        slo=said.text("slo"),
-        priority=said.integer("priority") or 0,
-        hints=said.hints(),
-        final=final or not run,
-        tools=said.tools(),
-        source=said.source(),
-        body_keys_to_strip=("workflow",) if body and "workflow" in body else (),
-    )
+    if not (_NATIVE_HEADERS.issuperset(given) and _FOREIGN_MEMBERS.isdisjoint(body)):
+        said.add_vendor(vendors.told(given, body, tenant=tenant, lineage=lineage))
+        if said.by("run") is None:
+            said.add_session(sessions.named(given, body, tenant=tenant, responses=responses))
+    return said.identity(body)
+
+
+def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
+    """The headers that somebody here reads, by name.
+
+    Two values of one id are nobody's. Raises ApiError where the header is one of those in our own table; any other
+    one is left out. Every call passes here, so nearly every header costs no more than a look-up.
+    """
+    found: dict[bytes, bytes] = {}
+    twice: list[bytes] = []
+    for name, value in headers:
+        if name in _READ_HEADERS or (name[-1] == _LAST and name.endswith(ANY_SESSION)):
+            if name in found:
+                twice.append(name)
+            found[name] = value
+    for name in twice:
+        if name in names.READ:
+            raise ill_formed(names.READ[name].name, "is given twice")
+        found.pop(name, None)
+    return found
 
 
 class _Said:
@@ -177,6 +203,13 @@ class _Said:
     def add(self, source: Source, where: str, field: str, value: object) -> None:
         if value is not None and field not in self._fields:
             self._fields[field] = (source, where, value)
+
+    def add_headers(self, given: Mapping[bytes, bytes]) -> None:
+        for name, value in given.items():
+            row = _OURS.get(name)
+            if row is not None:
+                # A byte that is not UTF-8 becomes a lone surrogate, which is not printable and so is refused later.
+                self._fields[row.field] = ("header", row.name, value.decode("utf-8", "surrogateescape"))
 
     def add_body(self, body: Mapping[str, object]) -> None:
         workflow = body.get("workflow")
@@ -194,7 +227,7 @@ class _Said:
             ours = "workflow_type" in metadata or "workflow_id" in metadata
             for key, field in _METADATA_FIELDS.items():
                 value = metadata.get(key)
-                if ours or _fits(field, value):
+                if value is not None and (ours or _fits(field, value)):
                     self.add("body", f"metadata.{key}", field, value)
 
     def add_place(self, source: Source, where: str, place: Place | None) -> None:
@@ -202,15 +235,51 @@ class _Said:
             self.add(source, where, "workflow", place.workflow)
             self.add(source, where, "stage", place.stage or None)
 
-    def source(self) -> Source:
-        first = self._fields.get("workflow") or self._fields.get("stage")
-        return first[0] if first else "none"
+    def add_vendor(self, told: vendors.Told | None) -> None:
+        if told is not None:
+            for name, value in told.fields.items():
+                self.add(told.name, told.name, name, value)
+
+    def add_session(self, named: sessions.Named | None) -> None:
+        if named is not None:
+            self.add(named.source, named.source, "run", named.run)
+
+    def by(self, field: str) -> Source | None:
+        """The channel that gave a field."""
+        said = self._fields.get(field)
+        return said[0] if said is not None else None
+
+    def identity(self, body: Mapping[str, object]) -> Identity:
+        """What was said, read. Raises ApiError."""
+        deadline_ms = self.integer("deadline_ms")
+        run, run_by, stage_by = self.text("run"), self.by("run"), self.by("stage")
+        final = self.flag("final")
+        strip, replaced = _for_engines(body) if not _PARTED_MEMBERS.isdisjoint(body) else ((), {})
+        return Identity(
+            workflow=self.text("workflow"),
+            run=run,
+            stage=self.text("stage"),
+            agent=self.text("agent"),
+            parent=self.text("parent"),
+            step=self.integer("step") or 0,
+            deadline=None if deadline_ms is None else deadline_ms / 1000,
+            slo=self.text("slo"),
+            priority=self.integer("priority") or 0,
+            hints=self.hints(),
+            final=final or not run,
+            tools=self.tools(),
+            source=self.by("workflow") or stage_by or run_by or "none",
+            weak=run_by == "trace",
+            hinted=stage_by in _VENDORS,
+            body_keys_to_strip=strip,
+            body_replaced=replaced,
+        )
 
     def text(self, field: str) -> str:
         said = self._fields.get(field)
         if said is None:
             return ""
-        text = _as_text(said[2])
+        text = as_text(said[2])
         if text is None:
             raise ill_formed(said[1], f"must be 1 to {ID_BYTES} bytes of printable text")
         return text
@@ -220,7 +289,7 @@ class _Said:
         if said is None:
             return None
         low, high = _BOUNDS[field]
-        number = _as_integer(said[2], low, high)
+        number = as_integer(said[2], low, high)
         if number is None:
             raise ill_formed(said[1], f"must be an integer from {low} to {high}")
         return number
@@ -229,7 +298,7 @@ class _Said:
         said = self._fields.get(field)
         if said is None:
             return False
-        flag = _as_flag(said[2])
+        flag = as_flag(said[2])
         if flag is None:
             raise ill_formed(said[1], "must be true or false")
         return flag
@@ -258,28 +327,23 @@ class _Said:
         raise ill_formed(where, "must be an object")
 
 
-def _as_text(value: object) -> str | None:
-    if isinstance(value, str) and value.isprintable() and 0 < len(value.encode()) <= ID_BYTES:
-        return value
-    return None
-
-
-def _as_integer(value: object, low: int, high: int) -> int | None:
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
-        value = int(value)
-    return value if type(value) is int and low <= value <= high else None
-
-
-def _as_flag(value: object) -> bool | None:
-    if isinstance(value, str):
-        return _FLAGS.get(value)
-    return value if isinstance(value, bool) else None
-
-
 def _fits(field: str, value: object) -> bool:
     if field in _BOUNDS:
-        return _as_integer(value, *_BOUNDS[field]) is not None
-    return (_as_flag(value) if field == "final" else _as_text(value)) is not None
+        return as_integer(value, *_BOUNDS[field]) is not None
+    return (as_flag(value) if field == "final" else as_text(value)) is not None
+
+
+def _for_engines(body: Mapping[str, object]) -> tuple[tuple[str, ...], Mapping[str, object]]:
+    """The members that no engine is to see, and those that it is to see otherwise.
+
+    vLLM refuses a request whose `vllm_xargs` hold an object, as those for vLLM Router do.
+    """
+    strip = ("workflow",) if "workflow" in body else ()
+    extra = body.get("vllm_xargs")
+    if not isinstance(extra, Mapping) or "agentic_context" not in extra:
+        return strip, {}
+    rest = {key: value for key, value in extra.items() if key != "agentic_context"}
+    return (strip, {"vllm_xargs": rest}) if rest else ((*strip, "vllm_xargs"), {})
 
 
 def _dictionary(where: str, text: str) -> dict[str, object]:

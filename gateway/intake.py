@@ -15,20 +15,23 @@ from backends.capabilities import Ordering
 from gateway import headers as names
 from gateway.abilities import Abilities
 from gateway.access import Caller
+from gateway.allowance import Allowance
 from gateway.backendspecs import Vllm
 from gateway.directory import WHOLE, Directory, Target
 from gateway.identity import Identity, Place, alias_place, read_identity
-from gateway.openai.errors import ill_formed
+from gateway.lineage import Lineage
+from gateway.openai.errors import bad_request, ill_formed
 from gateway.openai.payload import Endpoint, Payload, denied, parse
 from gateway.openai.prompt import prompt_view, told
 from gateway.openai.splice import edit
+from gateway.responses import Responses
 from gateway.settings import Config, Workflow
+from gateway.surfaces.catalog import PATHS
 from policies.calls import Call, Kind, Knobs
 from policies.events import Start
 from policies.routing.prefix import chain
 
 REQUEST_ID_MOST = 128
-PATHS: Mapping[Endpoint, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 JSON = ("content-type", "application/json")
 
 Pairs = Sequence[tuple[bytes, bytes]]
@@ -44,6 +47,8 @@ class Asked:
     run: str
     arrived: float
     raw_headers: Pairs
+    allowance: Allowance | None = None
+    query: str = ""
 
     def reply_headers(self, start: Start | None = None, **more: str) -> list[tuple[str, str]]:
         """The reply headers that say what became of the call."""
@@ -67,7 +72,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inbound:
-    """A chat or completion request, ready to be queued. `workflow` is set where it asks for a whole graph."""
+    """A request to a model, ready to be queued. `workflow` is set where it asks for a whole graph."""
 
     asked: Asked
     payload: Payload
@@ -87,12 +92,15 @@ class Intake:
         clock: Callable[[], float],
         named: Callable[[str], None],
         abilities: Abilities,
+        responses: Responses,
     ) -> None:
         self._config = config
         self._directory = directory
         self._now = clock
         self._named = named
         self._abilities = abilities
+        self._responses = responses
+        self._lineage = Lineage()
         self._ids = itertools.count(1)
         self._prefix = secrets.token_hex(4)
         # Only these backends are told how to order and to keep apart; attached servers may say no to either.
@@ -109,36 +117,79 @@ class Intake:
             alias = Place(model.removeprefix(WHOLE))
         else:
             self._directory.check_place(alias, model=True)
-        identity = read_identity(headers, body, path=place, alias=alias, key_default=caller.default)
+        identity = read_identity(
+            headers,
+            body,
+            path=place,
+            alias=alias,
+            key_default=caller.default,
+            tenant=caller.tenant,
+            lineage=self._lineage,
+            responses=self._responses,
+        )
         self._named(identity.source)
-        allowed = caller.clamp(identity.priority)
-        if allowed != identity.priority:
-            identity = replace(identity, priority=allowed)
         own = self.new_id()
         return Asked(
             caller=caller,
-            identity=identity,
+            identity=caller.clamp(identity),
+            allowance=scope["state"].get("allowance"),
             request_id=_request_id(headers) or f"req-{own}",
             run=identity.run or f"run-{own}",
             arrived=self._now(),
             raw_headers=headers,
+            query=scope.get("query_string", b"").decode("latin-1"),
         )
 
     def inbound(self, scope: Scope, body: bytes, endpoint: Endpoint) -> Inbound:
-        """A chat or completion request. Raises ApiError that names what is wrong with it."""
+        """A request to a model. Raises ApiError that names what is wrong with it."""
         payload = parse(body, endpoint=endpoint)
+        if endpoint != "chat" and payload.model.startswith(WHOLE):
+            raise bad_request(f"a whole workflow is asked at {PATHS['chat']}", param="model")
         workflow = self._directory.whole_workflow(payload.model) if endpoint == "chat" else None
         if workflow is not None and payload.n > 1:
             raise ill_formed("n", "must be 1: a workflow gives one answer")
         asked = self.asked(scope, payload.document, model=payload.model)
-        target = Target("", payload.model) if workflow else self._directory.target(asked.identity, payload.model)
+        target = Target("", payload.model) if workflow else self.target(asked, payload.model)
+        self._abilities.check(target.pool, endpoint)
+        call = self.llm_call(asked, payload, target.pool)
+        if workflow is not None:
+            self._check_walk(asked.caller, payload.model, workflow)
+        if asked.allowance is not None:
+            each = call.expected_output or payload.max_tokens or 0
+            asked.allowance.reserve(call.prompt_tokens + payload.n * each)
+        if endpoint == "responses":
+            call = self._continued(asked, payload, call)
         return Inbound(
             asked=asked,
             payload=payload,
             target=target,
-            call=self.llm_call(asked, payload, target.pool),
+            call=call,
             workflow=workflow,
         )
+
+    def _continued(self, asked: Asked, payload: Payload, call: Call) -> Call:
+        """A call that goes on from an earlier response can only go to the engine that keeps it."""
+        before = payload.document.get("previous_response_id")
+        if before is None:
+            return call
+        if not isinstance(before, str):
+            raise ill_formed("previous_response_id", "must be a string")
+        made = self._responses.find(asked.caller.tenant, before)
+        return replace(call, only=made.engine) if made is not None else call
+
+    def _check_walk(self, caller: Caller, model: str, workflow: Workflow) -> None:
+        """Raises ApiError 403 where a key lets its callers use a part of the workflow only, or none."""
+        caller.check_model(model)
+        for stage in workflow.stages.values():
+            if stage.pool is not None:
+                caller.check_pool(stage.pool)
+
+    def target(self, asked: Asked, model: str) -> Target:
+        """Where a client's calls to a model go. Raises ApiError."""
+        target = self._directory.target(asked.identity, model)
+        asked.caller.check_pool(target.pool)
+        asked.caller.check_model(*self._directory.known_as(target, model))
+        return target
 
     def llm_call(self, asked: Asked, payload: Payload, pool: str, *, stage: str | None = None) -> Call:
         """The call that a payload makes in a pool, at the client's stage or another one of its run."""
@@ -167,6 +218,7 @@ class Intake:
         new: dict[str, object] = self._salt(inbound.asked, pool)
         if inbound.target.model != payload.model:
             new["model"] = inbound.target.model
+        new.update(inbound.asked.identity.body_replaced)
         drop = denied(payload.document, ordering=self._ordered[pool])
         return edit(payload.body, new, (*drop, *inbound.asked.identity.body_keys_to_strip))
 
@@ -191,24 +243,41 @@ class Intake:
     ) -> Request:
         """One attempt as the engine gets it. The head of a whole reply comes only when all of it is written."""
         timeouts, ordering = self._config.timeouts, self._ordering(call.pool, start.engine)
-        said = {"request": asked.request_id, "run": asked.run}
-        if ordering == "header":
-            said["priority"] = str(start.bucket)
+        priority = {"priority": str(start.bucket)} if ordering == "header" else {}
         return Request(
             call=call,
-            path=PATHS[endpoint],
+            path=f"{PATHS[endpoint]}?{asked.query}" if asked.query else PATHS[endpoint],
             body=edit(body, {"priority": start.bucket}) if ordering == "body" else body,
-            headers=(*names.upstream(asked.raw_headers), *names.written("upstream", said), JSON),
+            headers=(*names.upstream(asked.raw_headers), *self._said(asked, **priority), JSON),
             head_timeout=timeouts.head if stream else timeouts.total,
             idle_timeout=timeouts.idle,
+        )
+
+    def errand(self, asked: Asked, pool: str, method: str, path: str, body: bytes) -> Request:
+        """What is asked of an engine of a pool beside the work that is queued."""
+        return Request(
+            call=self._call(asked, pool, None),
+            path=f"{path}?{asked.query}" if asked.query else path,
+            body=body,
+            method=method,
+            headers=(*names.upstream(asked.raw_headers), *self._said(asked), *((JSON,) if body else ())),
+            head_timeout=self._config.timeouts.head,
+            idle_timeout=self._config.timeouts.idle,
         )
 
     def new_id(self) -> str:
         """An id that no other call, run or request of this gateway has."""
         return f"{self._prefix}-{next(self._ids):x}"
 
+    def _said(self, asked: Asked, **more: str) -> list[tuple[str, str]]:
+        """What every engine is told of a call."""
+        run = "" if names.has_session(asked.raw_headers) else asked.run
+        return names.written("upstream", {"request": asked.request_id, "run": run, **more})
+
     def _call(self, asked: Asked, pool: str, stage: str | None, *, kind: Kind = "llm", body_bytes: int = 0) -> Call:
         identity = asked.identity
+        if pool:
+            asked.caller.check_pool(pool)
         stage = identity.stage if stage is None else stage
         return Call(
             id=self.new_id(),
@@ -224,6 +293,9 @@ class Intake:
             final=identity.final,
             kind=kind,
             body_bytes=body_bytes,
+            agent=identity.agent,
+            parent=identity.parent,
+            source=identity.source,
         )
 
 

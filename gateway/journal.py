@@ -16,7 +16,7 @@ from policies.blueprint import Blueprint
 from policies.events import Action, Event
 from policies.routing.residency import Held, Retold
 
-VERSION = 4
+VERSION = 5
 HELD_MOST = 256 * 1024
 """Bytes of steps that wait for the next flush; more are written at once."""
 _log = logging.getLogger("cortex.journal")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from gateway.openai import sse
 from gateway.openai.prompt import text_of
@@ -36,6 +36,8 @@ class Judge:
     def whole(self, document: object) -> Fate:
         """Hear the body of a reply."""
         self._hear(document, "message")
+        if isinstance(document, dict) and "choices" not in document:
+            self._said.append(spoken(document))
         return self.verdict
 
     def event(self, event: bytes) -> None:
@@ -55,3 +57,19 @@ class Judge:
                 text = text_of(said.get("content")) if isinstance(said, dict) else choice.get("text")
                 if isinstance(text, str):
                     self._said.append(text)
+            case {"type": "response.output_text.delta", "delta": str(text)}:
+                self._said.append(text)
+            case {"type": "content_block_delta", "delta": {"type": "text_delta", "text": str(text)}}:
+                self._said.append(text)
+
+
+def spoken(document: Mapping[str, Any]) -> str:
+    """The text of a whole answer of Responses or of Messages."""
+    items = document.get("output") or [document]
+    parts = [
+        part
+        for item in (items if isinstance(items, list) else ())
+        if isinstance(item, dict) and isinstance(item.get("content"), list)
+        for part in item["content"]
+    ]
+    return "".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))

@@ -1,4 +1,4 @@
-"""The two OpenAI endpoints: a call is read, queued, sent and its answer passed on as it comes.
+"""The endpoints of models: a call is read, queued, sent and its answer passed on as it comes.
 
 The status is set once the engine has begun to answer; every failure before that has a status of its own, every
 one after it ends the stream with one error event and no `[DONE]`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
@@ -15,11 +16,16 @@ from starlette.types import Receive, Scope, Send
 from gateway.ahead import Ahead
 from gateway.asgi import Out, read_body, while_present
 from gateway.completions import Completions
+from gateway.computing import Completion
 from gateway.door import Door
 from gateway.intake import Inbound, Intake
+from gateway.keepalive import kept_alive
 from gateway.openai.errors import timeout
 from gateway.openai.payload import Endpoint
+from gateway.responses import Made, Responses
 from gateway.settings import Config
+from gateway.surfaces.catalog import PATHS
+from gateway.surfaces.wording import wording_of
 
 
 class Special(Protocol):
@@ -31,7 +37,7 @@ class Special(Protocol):
 
 
 class Relay:
-    """Serves `/v1/chat/completions` and `/v1/completions`."""
+    """Serves every surface of the catalog."""
 
     def __init__(
         self,
@@ -41,6 +47,7 @@ class Relay:
         intake: Intake,
         door: Door,
         ahead: Ahead,
+        responses: Responses,
         specials: Sequence[tuple[Callable[[Inbound], bool], Special]] = (),
     ) -> None:
         self._config = config
@@ -48,10 +55,11 @@ class Relay:
         self._intake = intake
         self._door = door
         self._ahead = ahead
+        self._responses = responses
         self._specials = specials
 
     def endpoint(self, kind: Endpoint) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        """The ASGI application for one of the two paths."""
+        """The ASGI application for one surface."""
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             async def serve(out: Out) -> None:
@@ -61,7 +69,7 @@ class Relay:
                     out.said = inbound.asked.reply_headers
                     await self._answer(inbound, receive, out)
 
-            await self._door(kind, Out(send), serve)
+            await self._door(kind, Out(send, wording_of(PATHS[kind])), serve)
 
         return application
 
@@ -81,16 +89,38 @@ class Relay:
     async def _relay(self, inbound: Inbound, out: Out) -> bytes:
         """Answer with one completion. Returns the last piece of the body, to be sent when nobody watches any more."""
         asked, body = inbound.asked, self._intake.upstream_body(inbound)
-        async with self._completions.ask(asked, inbound.call, inbound.payload, body) as found:
+        opened = self._completions.ask(asked, inbound.call, inbound.payload, body)
+        pause = self._config.server.keep_alive
+        if pause is not None and inbound.payload.stream:
+            opened = kept_alive(opened, asked, out, pause)
+        async with opened as found:
             headers = found.reply_headers(asked)
+            note = self._noted(inbound, found)
             if found.events is None:
+                note(found.body)
                 await out.begin(found.status, [*headers, ("content-length", str(len(found.body)))])
                 return found.body
             with self._ahead.passing(inbound) as watch:
-                await out.begin(found.status, [*headers, ("cache-control", "no-cache")])
+                if not out.started:
+                    await out.begin(found.status, [*headers, ("cache-control", "no-cache")])
                 async for batch in found.events:
                     for event in batch:
                         watch.see(event)
+                    if not out.events:
+                        note(batch[0])
+                    out.events += len(batch)
                     await out.write(b"".join(batch))
                 watch.release()
             return b""
+
+    def _noted(self, inbound: Inbound, found: Completion) -> Callable[[bytes], None]:
+        """What remembers who made a response, once its body is there or its first event."""
+        if inbound.payload.endpoint != "responses" or found.start is None or found.status != 200:
+            return _not_noted
+        made = Made(found.start.engine, inbound.call.run)
+        note = self._responses.note_body if found.events is None else self._responses.note_event
+        return partial(note, inbound.call.tenant, made)
+
+
+def _not_noted(_: bytes) -> None:
+    """Answers of the other surfaces have no life of their own."""

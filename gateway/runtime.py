@@ -119,11 +119,11 @@ class Ticket:
         self.ended()
         self.runtime.handle(Finished(call=self.call.id, attempt=attempt, outcome=outcome))
 
-    def failed(self, attempt: int, trouble: Reason, *, final: bool) -> None:
+    def failed(self, attempt: int, trouble: Reason, *, final: bool, rest: float | None = None) -> None:
         """An attempt came to nothing; `start` then says what is next, unless it was final."""
         if final:
             self.ended()
-        self.runtime.handle(Failed(call=self.call.id, attempt=attempt, trouble=trouble, final=final))
+        self.runtime.handle(Failed(call=self.call.id, attempt=attempt, trouble=trouble, final=final, rest=rest))
 
 
 class _Open:

@@ -5,7 +5,6 @@ Durations are seconds, sizes bytes, paths absolute. `docs/configuration.md` says
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -13,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from gateway.backendspecs import Backend, DuckDb, Vllm
+from gateway.backendspecs import Backend, DuckDb, places
 from gateway.fields import (
     Bytes,
     Count,
@@ -23,7 +22,6 @@ from gateway.fields import (
     Host,
     List,
     Map,
-    Name,
     Named,
     Number,
     OneOrMany,
@@ -40,6 +38,7 @@ from gateway.fields import (
     Text,
     Whole,
 )
+from gateway.keyspecs import Auth
 from policies.calls import Kind
 from policies.workflow import StageKind
 
@@ -58,6 +57,7 @@ class Server(Part):
     max_header: Bytes = 32_000
     max_header_count: Count = 100
     graceful_shutdown: Seconds = 30.0
+    keep_alive: Seconds | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     journal: FilePathOrNone = None
 
@@ -74,39 +74,10 @@ class Metrics(Part):
     labels: Count = 100
 
 
-class PriorityRange(Part):
-    """What a key's callers may ask for; what lies outside is moved to the nearer end."""
-
-    min: Annotated[Whole, Field(ge=-8, le=8)] = -8
-    max: Annotated[Whole, Field(ge=-8, le=8)] = 8
-
-
 class Mcp(Part):
     """The SQL tools over the Model Context Protocol."""
 
     enabled: Flag = False
-
-
-class ApiKey(Part):
-    """One key, and who its callers are."""
-
-    key: Text = Field(repr=False)
-    tenant: Name
-    workflow: Text | None = None
-    priority: PriorityRange = Field(default_factory=PriorityRange)
-
-
-class Auth(Part):
-    """Who may call. Without keys anyone may, on a loopback host only."""
-
-    keys: List[ApiKey] = ()
-    salt: str = Field(default="", repr=False, validate_default=True)
-
-    @field_validator("salt")
-    @classmethod
-    def _draw(cls, salt: str) -> str:
-        """An empty salt would let anyone compute a tenant's, so one is drawn instead."""
-        return salt or secrets.token_hex(32)
 
 
 class Limits(Part):
@@ -199,7 +170,7 @@ class Pool(Part):
     def _fill(cls, engines: Engines, info: ValidationInfo) -> Engines:
         """Attached servers are all used from the start; others begin with as few as are allowed."""
         backend = info.data.get("backend")
-        attached = len(backend.attach or ()) if isinstance(backend, Vllm) else 0
+        attached = places(backend) if backend is not None else 0
         least = max(engines.min, 1)
         most = engines.max or attached or max(engines.start, least)
         return Engines(min=engines.min, start=engines.start or (most if attached else least), max=most)
@@ -304,6 +275,7 @@ class Config(Part):
     admin: Admin = Field(default_factory=Admin)
     mcp: Mcp = Field(default_factory=Mcp)
     metrics: Metrics = Field(default_factory=Metrics)
+    insecure: Flag = False
     auth: Auth = Field(default_factory=Auth)
     limits: Limits = Field(default_factory=Limits)
     timeouts: Timeouts = Field(default_factory=Timeouts)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -85,11 +85,12 @@ class TooManyReaders(Exception):
 
 
 class Events:
-    """The logs of all tenants, who are known from the start; `readers_most` for each of them."""
+    """The logs of all tenants, of whom there may be others each time; `readers_most` for each of them."""
 
-    def __init__(self, tenants: Collection[str], *, readers_most: int) -> None:
-        self._logs = {tenant: Log() for tenant in tenants}
-        self._readers = dict.fromkeys(tenants, 0)
+    def __init__(self, tenants: Callable[[], Collection[str]], *, readers_most: int) -> None:
+        self._tenants = tenants
+        self._logs = defaultdict[str, Log](Log)
+        self._readers = Counter[str]()
         self._readers_most = readers_most
         # Numbers are this process's own: an id from another one, or from before a restart, resumes nothing.
         self._own = secrets.token_hex(4)
@@ -110,7 +111,7 @@ class Events:
             case Invalidated(tenant, tags):
                 self._append(tenant, None, "invalidated", orjson.dumps({"tags": tags}))
             case Reset(tenant):
-                for one in self._logs if tenant is None else (tenant,):
+                for one in self._tenants() if tenant is None else (tenant,):
                     self._append(one, None, "reset", b"{}")
 
     @contextmanager
@@ -147,9 +148,8 @@ class Events:
                 await log.more(_TICK)
 
     def _append(self, tenant: str, topic: Topic | None, kind: Kind, data: bytes) -> None:
-        log = self._logs.get(tenant)
-        if log is not None:  # another gateway may have tenants that this one has not
-            log.append(topic, kind, data)
+        if tenant in self._tenants():  # another gateway may have some that this one has not
+            self._logs[tenant].append(topic, kind, data)
 
     def _number(self, event_id: str) -> int | None:
         own, _, number = event_id.partition(".")

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -98,10 +98,14 @@ class _Memory:
 
 
 class Warming:
-    """Remembers beginnings by pool, and sends them to engines. `limit` seconds for an engine; 0: nothing is done."""
+    """Remembers beginnings by pool, and sends them to engines. `limit` seconds for an engine; 0: nothing is done.
 
-    def __init__(self, *, clock: Callable[[], float], limit: float) -> None:
+    Nothing is sent to those of `billed` pools: what they compute costs money, and what they hold nobody knows.
+    """
+
+    def __init__(self, *, clock: Callable[[], float], limit: float, billed: Collection[str] = ()) -> None:
         self._now = clock
+        self._billed = billed
         self._limit = limit
         self._blocks = PrefixIndex(SEEN_TOKENS)
         self._memories: dict[str, _Memory] = {}
@@ -109,7 +113,7 @@ class Warming:
     def see(self, request: Request, visit: int) -> None:
         """Take note of a request that an engine has taken up, its call's so many-th visit to the stage."""
         call = request.call
-        if not call.prefix or visit > 1 or not self._limit:
+        if not call.prefix or visit > 1 or not self._limit or call.pool in self._billed:
             return
         pool = call.pool
         if pool not in self._memories:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import yaml
 
@@ -27,6 +28,7 @@ _WORDS: Mapping[str, bool | None] = {
 }
 _VALUE_TAGS = frozenset(_TAG + kind for kind in ("plain", "str", "map", "seq"))
 _VARIABLE = re.compile(r"(\$?)\$\{([^}]*)(\}?)")
+_WHOLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-)?\}")
 _REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:(:-)(.*))?", re.DOTALL)
 
 
@@ -44,9 +46,18 @@ class ConfigError(Exception):
 
 
 class Substituted(str):
-    """A text that environment variables went into: it takes whatever type its key wants."""
+    """A text that environment variables went into: it takes whatever type its key wants.
 
-    __slots__ = ()
+    `whole` where it is one variable's value, and nothing of it stands in the file.
+    """
+
+    __slots__ = ("whole",)
+    whole: bool
+
+    def __new__(cls, text: str, *, whole: bool = False) -> Self:
+        self = super().__new__(cls, text)
+        self.whole = whole
+        return self
 
     @property
     def plain(self) -> object:
@@ -225,7 +236,7 @@ class _Reading:
         text: str = node.value
         replaced = _VARIABLE.sub(lambda found: self.variable(found, place), text)
         if "${" in text:
-            return Substituted(replaced)
+            return Substituted(replaced, whole=_WHOLE.fullmatch(text) is not None)
         return plain(text) if node.tag == f"{_TAG}plain" else text
 
     def variable(self, found: re.Match[str], place: Place) -> str:

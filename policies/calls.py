@@ -29,8 +29,10 @@ class Call:
     run keeps the one of its first call. `timeout` ends the call itself (504). `visit` is how often the run has
     entered the stage; 0 lets the run tracker count. `told` is how the tool that the client ran before this call
     ended, where its tool message says so. `prefix` holds chained hashes of the prompt's first blocks
-    (`policies.routing.prefix`). `foretold` is an oracle's word on what its run still needs, this call included, in
-    seconds on an idle engine; only a simulation has one.
+    (`policies.routing.prefix`). `only` names the one engine that can take it, because it holds what the call goes on
+    from. Which `agent` makes it, whose `parent` started it, and the channel that told so (`source`) are for those who
+    read of it: nothing is decided by them. `foretold` is an oracle's word on what its run still needs, this call
+    included, in seconds on an idle engine; only a simulation has one.
     """
 
     id: str
@@ -51,6 +53,10 @@ class Call:
     expected_output: int | None = None
     told: Fate | None = None
     final: bool = False
+    only: str = ""
+    agent: str = ""
+    parent: str = ""
+    source: str = "none"
     foretold: float | None = None
     knobs: Knobs = Knobs()
 

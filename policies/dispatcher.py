@@ -257,15 +257,14 @@ class Dispatcher:
             return ()
         pool, engine = tracked.call.pool, self._engine_of(tracked)
         touched = self._release(tracked, now, out)
-        if event.trouble != "overloaded":
-            self.fleet.failed(engine, now, refused=event.trouble == "refused")
+        self.fleet.failed(engine, now, event)
         tracked.entry.tried.add(engine.name)
         tracked.trouble = event.trouble
         over = event.final or tracked.attempts >= self._limits.attempts
         if over or not self._retries.spend(pool):
             touched = (*touched, *self._refuse(tracked, event.trouble, None if event.final else 1.0, now, out))
         else:
-            waits = self.fleet.untried(pool, tracked.entry.tried, now)
+            waits = self.fleet.untried(tracked.call, tracked.entry.tried, now)
             more = self._lines.push([tracked.entry], now) if waits else self._give_up(tracked.entry, now, out)
             touched = (*touched, *more)
         out += self._alarm.plan(now, busy=bool(self._calls))
@@ -352,12 +351,12 @@ class Dispatcher:
         passed: list[Waiting] = []
         for entry, choice in self._floor.starts(group, now, passed):
             self._start(entry, choice, now, out)
-        refused = [entry for entry in passed if not self.fleet.untried(entry.call.pool, entry.tried, now)]
+        refused = [entry for entry in passed if not self.fleet.untried(entry.call, entry.tried, now)]
         self._lines.push([entry for entry in passed if entry not in refused], now)
         return [pool for entry in refused for pool in self._give_up(entry, now, out)]
 
     def _give_up(self, entry: Waiting, now: float, out: list[Action]) -> Sequence[str]:
-        """Every engine that there is has failed the call."""
+        """Every engine that there is for the call has failed it."""
         tracked = self._calls[entry.call.id]
         return self._refuse(tracked, tracked.trouble, 1.0, now, out)
 

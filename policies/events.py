@@ -60,12 +60,16 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """An attempt ended without an answer. `final`: it must not be tried elsewhere (a byte has gone out, say)."""
+    """An attempt ended without an answer. `final`: it must not be tried elsewhere (a byte has gone out, say).
+
+    `rest`: for so many seconds the engine wants to be asked nothing.
+    """
 
     call: str
     attempt: int
     trouble: Reason
     final: bool = False
+    rest: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

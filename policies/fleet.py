@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from policies.events import Action, Drained, EngineGone, EngineUp, Launch, Reported, Retire, Scaled, Woken
+from policies.calls import Call
+from policies.events import Action, Drained, EngineGone, EngineUp, Failed, Launch, Reported, Retire, Scaled, Woken
 from policies.pace import Pace
 from policies.pool import EngineState, PoolSpec, lending
 
@@ -90,11 +91,12 @@ class Fleet:
         seated = [engine for engine in engines if len(engine.slots) < engine.limits.sequences]
         return [engine for engine in seated if engine.has_room(0) and engine.usable(now)]
 
-    def untried(self, pool: str, tried: Collection[str], now: float) -> bool:
-        """Whether a pool's calls have an engine besides these, now or as soon as it is up."""
+    def untried(self, call: Call, tried: Collection[str], now: float) -> bool:
+        """Whether a call has an engine besides these, now or as soon as it is up."""
         return any(
             engine.name not in tried and (engine.usable(now) or engine.status == "starting")
-            for engine in self.serving(pool)
+            for engine in self.serving(call.pool)
+            if call.only in ("", engine.name)
         )
 
     def handle(self, event: FleetEvent, now: float) -> list[Action]:
@@ -168,9 +170,16 @@ class Fleet:
             state.reported_running = event.running
             state.reported_waiting = event.waiting
         else:
-            self.failed(state, now)
+            self._count(state, now)
 
-    def failed(self, state: EngineState, now: float, *, refused: bool = False) -> None:
+    def failed(self, state: EngineState, now: float, event: Failed) -> None:
+        """An attempt has failed there. One that was only too much for it is no failure."""
+        if event.trouble != "overloaded":
+            self._count(state, now, refused=event.trouble == "refused")
+        elif event.rest is not None:
+            state.rest(event.rest, now)
+
+    def _count(self, state: EngineState, now: float, *, refused: bool = False) -> None:
         """Count a failure before the first byte, and leave the engine out where others can do its work: at the first
         where it `refused` the connection. It may have just ended, and has the most room of all until that is known.
         """

@@ -18,6 +18,8 @@ EJECT_AFTER = 3
 """Consecutive failures before the first byte that take an engine out of routing for a while."""
 EJECT_FIRST, EJECT_LONGEST = 1.0, 60.0
 """Seconds that an engine stays out: doubling from the first to the longest while it keeps failing."""
+REST_LONGEST = 60.0
+"""Seconds that an engine is left alone at most when it asks for that."""
 
 DECODE_WEIGHT = 4.0
 """A token to be written costs an engine about as much as this many prompt tokens (tail-aware release, 2609.10964)."""
@@ -262,6 +264,10 @@ class EngineState:
         """Count a failure before the first byte; True when it is time to take the engine out."""
         self.failures += 1
         return self.failures >= EJECT_AFTER and self.usable(now)
+
+    def rest(self, seconds: float, now: float) -> None:
+        """Leave the engine alone for as long as it asks, within bounds: it is well, and says when it can do more."""
+        self.ejected_until = max(self.ejected_until, now + min(REST_LONGEST, seconds))
 
     def eject(self, now: float) -> float:
         """Take the engine out of routing; returns the time at which it may be tried again."""

@@ -15,8 +15,8 @@ class Tracked:
     """A call that is under way: `attempt` and `engine` as it runs, `entry.queued` as it waits, `leader` as it
     follows.
 
-    `trouble` is how its last attempt failed; `served` the seconds of engine time that its attempts account for,
-    `kept` the tokens of KV memory that they added.
+    `trouble` is how its last attempt failed, `no_engine` before one has; `served` the seconds of engine time that its
+    attempts account for, `kept` the tokens of KV memory that they added.
     """
 
     call: Call
@@ -27,6 +27,6 @@ class Tracked:
     engine: str = ""
     attempts: int = 0
     leader: str | None = None
-    trouble: Reason = "broken"
+    trouble: Reason = "no_engine"
     served: float = 0.0
     kept: float = 0.0

@@ -14,7 +14,7 @@ import orjson
 import xxhash
 
 from backends.emulated.asks import Ask
-from backends.emulated.script import Rule, Script
+from backends.emulated.script import Rule, Script, ToolCall
 from backends.emulated.tokens import TOKEN_BYTES, call_parts, cut, pieces, whole_tokens
 
 DEFAULT_LENGTH = 64
@@ -33,13 +33,39 @@ class Piece(NamedTuple):
     text: str
 
 
+class Part(NamedTuple):
+    """What pieces make up together: a text, or with a name the `number`th call, with this text as its arguments."""
+
+    name: str | None
+    text: str
+    number: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`pieces` has one entry for each token, None where it shows nothing; `data` is their bytes in the KV cache."""
+    """`pieces` has one entry for each token, None where it shows nothing; `data` is their bytes in the KV cache.
+
+    `stop` is the stop text that ended it.
+    """
 
     pieces: tuple[Piece | None, ...]
     data: bytes
     finish: Literal["stop", "length", "tool_calls", "abort"]
+    stop: str | None = None
+
+    def parts(self) -> list[Part]:
+        """The text, where there is one, and the calls."""
+        parts: list[Part] = []
+        calls = 0
+        for piece in filter(None, self.pieces):
+            if piece.kind == "call":
+                parts.append(Part(piece.text, "", calls))
+                calls += 1
+            elif parts:
+                parts[-1] = parts[-1]._replace(text=parts[-1].text + piece.text)
+            else:
+                parts.append(Part(None, piece.text))
+        return parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +73,15 @@ class _Draft:
     """An answer before it is cut to its length; `endless` ones would go on for as long as they may."""
 
     content: str
-    call: tuple[str, str] | None = None
+    calls: tuple[tuple[str, str], ...] = ()
     tokens: int = 0
     endless: bool = False
+    stop: str | None = None
 
 
 def answer(ask: Ask, script: Script, seed: int, room: int) -> Answer:
     """The answer, of at most `room` tokens; the same ask always has the same one."""
-    rule = None if ask.echo else script.find(ask.prompt.text)
+    rule = None if ask.echo else script.find(ask.prompt.text, ask.turn, ask.tools)
     if ask.echo:
         draft = _echo(ask.echo, ask.max_tokens)
     elif rule:
@@ -74,29 +101,31 @@ def _echo(text: str, length: int | None) -> _Draft:
 
 
 def _scripted(rule: Rule, tools: frozenset[str]) -> _Draft:
-    if rule.tool is None:
-        return _Draft(content=rule.say, tokens=rule.tokens)
-    if rule.tool in tools:
-        call = (rule.tool, orjson.dumps(rule.arguments).decode())
-        return _Draft(content=rule.say, call=call, tokens=rule.tokens)
-    sql = rule.arguments.get("sql")
+    if all(call.name in tools for call in rule.calls):
+        calls = tuple((call.name, orjson.dumps(call.arguments).decode()) for call in rule.calls)
+        return _Draft(content=rule.say, calls=calls, tokens=rule.tokens)
+    said = [rule.say] if rule.say else []
+    return _Draft(content="\n".join([*said, *map(_fenced, rule.calls)]), tokens=rule.tokens)
+
+
+def _fenced(call: ToolCall) -> str:
+    sql = call.arguments.get("sql")
     if isinstance(sql, str):
-        block = f"```sql\n{sql}\n```"
-    else:
-        block = f"```json\n{orjson.dumps(rule.arguments).decode()}\n```"
-    return _Draft(content=f"{rule.say}\n{block}" if rule.say else block, tokens=rule.tokens)
+        return f"```sql\n{sql}\n```"
+    return f"```json\n{orjson.dumps(call.arguments).decode()}\n```"
 
 
 def _seeded(ask: Ask, seed: int, room: int) -> _Draft:
     length = min(ask.max_tokens or DEFAULT_LENGTH, room)
     # The shortest word and its blank fill two bytes, so this many words are always enough.
     words = _chance(ask, seed).choices(WORDS.split(), k=length * TOKEN_BYTES // 2 + 1)
-    return _Draft(content=cut(" ".join(words), length), endless=True)
+    # A model that nobody limits ends by itself.
+    return _Draft(content=cut(" ".join(words), length), endless=ask.max_tokens is not None or length == room)
 
 
 def _chosen(draft: _Draft, ask: Ask, seed: int) -> _Draft:
     written = [_written(text, ask.tools) for text in ask.choices]
-    if any((draft.content, draft.call) == (one.content, one.call) for one in written):
+    if any((draft.content, draft.calls) == (one.content, one.calls) for one in written):
         return draft
     return _chance(ask, seed).choice(written)
 
@@ -110,7 +139,7 @@ def _written(text: str, tools: frozenset[str]) -> _Draft:
         call = None
     match call:
         case {"name": str(name), "arguments": dict(arguments)} if found and name in tools:
-            return _Draft(content=found[1], call=(name, orjson.dumps(arguments).decode()))
+            return _Draft(content=found[1], calls=((name, orjson.dumps(arguments).decode()),))
     return _Draft(content=text)
 
 
@@ -120,20 +149,21 @@ def _chance(ask: Ask, seed: int) -> random.Random:
 
 def _stopped(draft: _Draft, stops: tuple[str, ...]) -> _Draft:
     """The draft up to the first stop text, without it."""
-    ends = [end for stop in stops if (end := draft.content.find(stop)) >= 0]
+    ends = [(end, stop) for stop in stops if (end := draft.content.find(stop)) >= 0]
     if not ends:
         return draft
-    return replace(draft, content=draft.content[: min(ends)], call=None, endless=False)
+    end, stop = min(ends)
+    return replace(draft, content=draft.content[:end], calls=(), endless=False, stop=stop)
 
 
 def _tokenize(draft: _Draft, limit: int) -> Answer:
     shown: list[Piece | None] = [Piece("content", text) if text else None for text in pieces(draft.content)]
     data = whole_tokens(draft.content)
-    if draft.call:
-        head, arguments, tail = call_parts(*draft.call)
+    for call in draft.calls:
+        head, arguments, tail = call_parts(*call)
         # The name is known when the head is complete, so the head's last token shows it and the others nothing.
         shown += [None] * (len(pieces(head)) - 1)
-        shown.append(Piece("call", draft.call[0]))
+        shown.append(Piece("call", call[0]))
         shown += [Piece("arguments", text) if text else None for text in pieces(arguments)]
         shown += [None] * len(pieces(tail))
         data += whole_tokens(head) + whole_tokens(arguments) + whole_tokens(tail)
@@ -143,4 +173,4 @@ def _tokenize(draft: _Draft, limit: int) -> Answer:
         data = b"\0" * (silent * TOKEN_BYTES) + data
     if len(shown) > limit or draft.endless:
         return Answer(tuple(shown[:limit]), data[: limit * TOKEN_BYTES], "length")
-    return Answer(tuple(shown), data, "tool_calls" if draft.call else "stop")
+    return Answer(tuple(shown), data, "tool_calls" if draft.calls else "stop", draft.stop)

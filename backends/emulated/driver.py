@@ -33,31 +33,32 @@ class Line:
         self.produced = 0
         self.closed = False
         self.aborted = False
-        self._wanted = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     async def reach(self, tokens: int) -> bool:
         """Wait until so many tokens are produced; False when the line was closed before."""
-        while self.produced < tokens and not self.closed:
-            self._wanted = tokens
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+        if self.produced < tokens and not self.closed:
+            waiter = (tokens, asyncio.get_running_loop().create_future())
+            self._waiters.append(waiter)
+            try:
+                await waiter[1]
+            finally:
+                self._waiters.remove(waiter)
         return self.produced >= tokens
 
     def push(self) -> None:
         """One token more."""
         self.produced += 1
-        if self.produced >= self._wanted:
-            self._wake()
+        for tokens, waiter in self._waiters:
+            if self.produced >= tokens and not waiter.done():
+                waiter.set_result(None)
 
     def close(self) -> None:
         """Nothing more will come."""
         self.closed = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        for _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class Driver:

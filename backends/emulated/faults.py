@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backends.emulated.asks import Refusal
+from backends.emulated.fields import Refusal
 
 HEADER = "x-emulated-fault"
 PLAIN = ("refuse", "hang", "die_before", "html")

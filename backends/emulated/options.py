@@ -10,6 +10,7 @@ from typing import Any
 from backends.emulated.model import EngineConfig, StepTime
 from backends.emulated.profile import read_step_time
 
+SURFACES = ("chat", "completions", "responses", "messages", "embeddings", "rerank", "tokenize")
 STEP_TIME = ("prefill_rate", "decode_step", "decode_sequence", "context_token")
 
 
@@ -39,6 +40,7 @@ class EmulatedOptions:
     script: str | None = _setting(None, "JSON file with what the engine says")
     faults: bool = _setting(False, "obey the header X-Emulated-Fault and POST /emulated/exit")
     kv_events: bool = _setting(False, "publish over ZeroMQ what the prefix cache takes in and lets go")
+    surfaces: str = _setting(",".join(SURFACES), "the surfaces that it has")
     dev_mode: bool = _setting(False, "be a vLLM server for development: /sleep, /wake_up, /is_sleeping, /server_info")
 
     def __post_init__(self) -> None:
@@ -53,7 +55,14 @@ class EmulatedOptions:
         for option in fields(self):
             if self.profile and option.name in STEP_TIME and getattr(self, option.name) != option.default:
                 raise ValueError(f"profile and {option.name} both say how long a step takes: leave one of them out")
+        for name in self.serves:
+            if name not in SURFACES:
+                raise ValueError(f"surfaces: no surface named {name!r} (surfaces: {', '.join(SURFACES)})")
         self.engine_config()
+
+    @property
+    def serves(self) -> list[str]:
+        return [name.strip() for name in self.surfaces.split(",")]
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from backends.emulated.answers import Answer
 from backends.emulated.driver import Driver, Line
 from backends.emulated.faults import Fault
-from backends.emulated.wire import DONE, Wire, usage
+from backends.emulated.wire import Counts, Wire
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -62,15 +62,15 @@ class Silence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """All that it takes to send one answer."""
+    """All that it takes to send one answer. One that is `held` goes on without a client."""
 
     driver: Driver
     line: Line
     answer: Answer
     wire: Wire
     headers: Headers
-    include_usage: bool = False
     fault: Fault | None = None
+    held: bool = False
 
     def said(self) -> Answer:
         """The answer in the end: as far as it came, where the engine has aborted it."""
@@ -78,15 +78,12 @@ class Job:
             return self.answer
         return replace(self.answer, pieces=self.answer.pieces[: self.line.produced], finish="abort")
 
-    def counts(self) -> dict[str, Any]:
-        return usage(self.line.sequence.prompt, len(self.said().pieces), self.line.cached)
+    def counts(self) -> Counts:
+        return Counts(self.line.sequence.prompt, len(self.said().pieces), self.line.cached)
 
 
-class Generation(ABC):
-    """One answer until its last byte. However that ends, the sequence is given back."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
+class Exchange(ABC):
+    """One answer until its last byte. However that ends, what the engine computes for it is given back."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = Connection(scope, receive, send)
@@ -96,15 +93,51 @@ class Generation(ABC):
                 await watch
         finally:
             watch.cancel()
-            self.job.driver.leave(self.job.line)
+            self.leave()
 
     @abstractmethod
     async def send(self, connection: Connection) -> bool:
         """Send the answer as it comes; False when it broke off, and only the client's leaving is left to wait for."""
 
+    @abstractmethod
+    def leave(self) -> None:
+        """The client has what it wants, or is gone. Idempotent."""
+
     async def _watch(self, connection: Connection) -> None:
         await connection.left()
-        self.job.driver.leave(self.job.line)
+        self.leave()
+
+
+class Batch(Exchange):
+    """One body for several sequences, which have one token each and whose tokens nobody sees."""
+
+    def __init__(self, driver: Driver, lines: Sequence[Line], body: bytes, headers: Headers) -> None:
+        self._driver = driver
+        self._lines = lines
+        self._body = body
+        self._headers = headers
+
+    async def send(self, connection: Connection) -> bool:
+        for line in self._lines:
+            if not await line.reach(1) and not line.aborted:
+                return False
+        await _send_json(connection, self._headers, self._body)
+        return True
+
+    def leave(self) -> None:
+        for line in self._lines:
+            self._driver.leave(line)
+
+
+class Generation(Exchange):
+    """The answer of one sequence."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def leave(self) -> None:
+        if not self.job.held:
+            self.job.driver.leave(self.job.line)
 
 
 class Whole(Generation):
@@ -115,11 +148,10 @@ class Whole(Generation):
         if not await job.line.reach(len(job.answer.pieces)) and not job.line.aborted:
             return False
         body = job.wire.whole(job.said(), job.counts())
-        size = (b"content-length", str(len(body)).encode())
-        await connection.head([*job.headers, (b"content-type", b"application/json"), size])
         if job.fault is None:
-            await connection.body(body, more=False)
+            await _send_json(connection, job.headers, body)
             return True
+        await connection.head([*job.headers, *_json_headers(body)])
         await connection.body(body[: len(body) // 2])
         if job.fault.kind != "garbage_after":
             return _break(connection, job.fault)
@@ -128,50 +160,68 @@ class Whole(Generation):
 
 
 class Stream(Generation):
-    """The answer as server-sent events, one for each token that shows something."""
+    """The answer as server-sent events, one for each token that shows something; the first `skip` are not sent."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, skip: int = 0) -> None:
         super().__init__(job)
+        self._skip = skip
         self._events = 0
 
     async def send(self, connection: Connection) -> bool:
         job, sent = self.job, 0
         await connection.head([*job.headers, (b"content-type", b"text/event-stream; charset=utf-8")])
+        if not await self._pass_on(connection, job.wire.greeting()):
+            return False
         while sent < len(job.answer.pieces):
             if not await job.line.reach(sent + 1):
                 if job.line.aborted:
                     break
-                return False
-            events = [] if sent else [job.wire.opening()]
+                return await self._cancelled(connection)
+            events = [] if sent else job.wire.opening()
             # More than one is new only if this client was slower than the engine's steps.
-            events += [job.wire.piece(piece) for piece in job.answer.pieces[sent : job.line.produced] if piece]
-            sent = job.line.produced
+            for piece in job.answer.pieces[sent : job.line.produced]:
+                sent += 1
+                if piece:
+                    events += job.wire.piece(piece, sent)
             if not await self._pass_on(connection, events):
                 return False
-        if not await self._pass_on(connection, self._end()):
+        opened = [] if sent else job.wire.opening()
+        if not await self._pass_on(connection, opened + job.wire.closing(job.said(), job.counts())):
             return False
         await connection.body(b"", more=False)
         return True
 
-    def _end(self) -> list[bytes]:
-        job = self.job
-        events = [job.wire.closing(job.said().finish)]
-        if job.include_usage:
-            events.append(job.wire.usage(job.counts()))
-        return [*events, DONE]
+    async def _cancelled(self, connection: Connection) -> bool:
+        """For one that was called off there is no last event; else it is the client who has left."""
+        if self.job.held:
+            await connection.body(b"", more=False)
+        return self.job.held
 
     async def _pass_on(self, connection: Connection, events: list[bytes]) -> bool:
         fault = self.job.fault
+        if self._skip:
+            skipped = min(self._skip, len(events))
+            self._skip -= skipped
+            events = events[skipped:]
         if fault is None:
             if body := b"".join(events):
                 await connection.body(body)
             return True
-        for event in filter(None, events):
+        for event in events:
             if self._events == fault.number and fault.kind != "garbage_after":
                 return _break(connection, fault)
             await connection.body(GARBAGE + event if self._events == fault.number else event)
             self._events += 1
         return True
+
+
+async def _send_json(connection: Connection, headers: Headers, body: bytes) -> None:
+    await connection.head([*headers, *_json_headers(body)])
+    await connection.body(body, more=False)
+
+
+def _json_headers(body: bytes) -> Headers:
+    return [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
 
 
 def _break(connection: Connection, fault: Fault) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from http.client import responses
 from typing import Any
 
@@ -16,19 +16,35 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from backends.emulated.answers import answer
-from backends.emulated.asks import Ask, Refusal, read_chat, read_completion, read_document, read_prompt
+from backends.emulated.asks import Ask, is_tokens, read_chat, read_completion, read_prompt
 from backends.emulated.driver import Driver
 from backends.emulated.faults import HEADER, Fault, read_fault
+from backends.emulated.fields import Refusal, bad, flag, missing, read_document
+from backends.emulated.messages import MessageWire, read_counted, read_message
 from backends.emulated.metrics import Metrics
 from backends.emulated.model import Engine, Sequence
-from backends.emulated.options import EmulatedOptions
-from backends.emulated.replies import Generation, Headers, Job, Silence, Stream, Whole
+from backends.emulated.options import SURFACES, EmulatedOptions
+from backends.emulated.pooling import Pooled, read_embedding, read_rerank, read_score
+from backends.emulated.replies import Batch, Exchange, Headers, Job, Silence, Stream, Whole
+from backends.emulated.responses import read_response
+from backends.emulated.responsewire import ResponseWire
 from backends.emulated.script import Script
-from backends.emulated.tokens import block_hashes, token_ids
-from backends.emulated.wire import ChatWire, TextWire
+from backends.emulated.store import Kept, Store
+from backends.emulated.tokens import (
+    TOKEN_BYTES,
+    Prompt,
+    block_hashes,
+    plain_text,
+    token_ids,
+    token_prompt,
+    token_texts,
+)
+from backends.emulated.wire import ChatWire, TextWire, Wire
 
 VERSION = "0.32.0+emulated"
 
+Answered = Response | Exchange | Silence
+Endpoint = Callable[[Request], Awaitable[Answered]]
 Reader = Callable[[dict[str, Any], str | None], Ask]
 
 
@@ -48,18 +64,17 @@ class Surface:
         self.driver = Driver(self.engine, time_scale=options.time_scale, finished=self._metrics.observe)
         self.kv_sources: Mapping[str, object] = {}
         """Where its KV events can be heard, as /kv_event_sources tells."""
+        self._store = Store()
 
     def app(self) -> Starlette:
         return Starlette(
             routes=[
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-                Route("/v1/completions", self._complete, methods=["POST"]),
+                *(Route(path, end, methods=[method]) for method, path, end in self._surfaces()),
                 Route("/v1/models", self._models),
                 Route("/health", self._health),
                 Route("/ping", self._health, methods=["GET", "POST"]),
                 Route("/version", self._version),
                 Route("/metrics", self._tell_metrics),
-                Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/reset_prefix_cache", self._reset, methods=["POST"]),
                 Route("/kv_event_sources", self._tell_sources),
                 Route("/emulated/exit", self._exit, methods=["POST"]),
@@ -67,6 +82,33 @@ class Surface:
             ],
             exception_handlers={Refusal: _refuse, HTTPException: _detail, ClientDisconnect: _nothing},
         )
+
+    def _surfaces(self) -> Iterator[tuple[str, str, Endpoint]]:
+        """Those that the options want. FastAPI has no HEAD where it has GET, and vLLM is FastAPI."""
+        routes: dict[str, list[tuple[str, str, Endpoint]]] = {
+            "chat": [("POST", "/v1/chat/completions", self._chat)],
+            "completions": [("POST", "/v1/completions", self._complete)],
+            "responses": [
+                ("POST", "/v1/responses", self._respond),
+                ("GET", "/v1/responses/{id}", self._retrieve),
+                ("DELETE", "/v1/responses/{id}", self._delete),
+                ("POST", "/v1/responses/{id}/cancel", self._cancel),
+                ("GET", "/v1/responses/{id}/input_items", self._items),
+            ],
+            "messages": [
+                ("POST", "/v1/messages", self._message),
+                ("POST", "/v1/messages/count_tokens", self._count),
+            ],
+            "embeddings": [("POST", "/v1/embeddings", self._embed)],
+            "rerank": [
+                *(("POST", path, self._rerank) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+                *(("POST", path, self._score) for path in ("/score", "/v1/score")),
+            ],
+            "tokenize": [("POST", "/tokenize", self._tokenize), ("POST", "/detokenize", self._detokenize)],
+        }
+        assert set(routes) == set(SURFACES)
+        for name in self.options.serves:
+            yield from routes[name]
 
     def _dev_routes(self) -> list[Route]:
         return [
@@ -76,54 +118,129 @@ class Surface:
             Route("/server_info", self._server_info),
         ]
 
-    async def _chat(self, request: Request) -> Response | Generation | Silence:
-        return await self._answer(request, read_chat)
+    async def _chat(self, request: Request) -> Answered:
+        return await self._answer(request, read_chat, ChatWire)
 
-    async def _complete(self, request: Request) -> Response | Generation | Silence:
-        return await self._answer(request, read_completion)
+    async def _complete(self, request: Request) -> Answered:
+        return await self._answer(request, read_completion, TextWire)
 
-    async def _answer(self, request: Request, read: Reader) -> Response | Generation | Silence:
-        fault = read_fault(request.headers.get(HEADER)) if self.options.faults else None
+    async def _message(self, request: Request) -> Answered:
+        return await self._answer(request, read_message, MessageWire)
+
+    async def _answer(
+        self, request: Request, read: Reader, make: type[ChatWire | TextWire | MessageWire]
+    ) -> Answered:
+        fault = self._fault(request)
         if fault and not fault.midway:
             return _fail(fault)
-        document = read_document(await request.body(), request.headers.get("content-type", ""))
-        return self._generate(request, read(document, request.headers.get("x-vllm-priority")), fault)
-
-    def _generate(self, request: Request, ask: Ask, fault: Fault | None) -> Generation:
-        said = answer(ask, self._script, self.options.seed, self._room(ask))
-        sequence_id = uuid.uuid4().hex
-        sequence = Sequence(
-            id=sequence_id,
-            prompt=ask.prompt.tokens,
-            output=len(said.pieces),
-            hashes=block_hashes(ask.prompt.data + said.data, self.options.block_size, ask.salt),
-            priority=ask.priority,
-        )
-        wire = (ChatWire if ask.chat else TextWire)(
-            request.headers.get("x-request-id", sequence_id), self.model, int(time.time())
-        )
-        job = Job(
-            driver=self.driver,
-            line=self.driver.submit(sequence, said.finish),
-            answer=said,
-            wire=wire,
-            headers=_request_id(request),
-            include_usage=ask.include_usage,
-            fault=fault,
-        )
+        ask = read(await _document(request), request.headers.get("x-vllm-priority"))
+        answer_id = request.headers.get("x-request-id", uuid.uuid4().hex)
+        job = self._job(request, ask, make(answer_id, self.model, int(time.time()), ask), fault)
         return Stream(job) if ask.stream else Whole(job)
 
+    async def _respond(self, request: Request) -> Answered:
+        fault = self._fault(request)
+        if fault and not fault.midway:
+            return _fail(fault)
+        document = await _document(request)
+        wanted = read_response(
+            document, request.headers.get("x-vllm-priority"), self._store.conversation, self.model, int(time.time())
+        )
+        job = self._job(request, wanted.ask, ResponseWire(wanted.members), fault, held=wanted.background)
+        kept = Kept(wanted=wanted, job=job)
+        if wanted.store:
+            self._store.keep(kept)
+        if wanted.ask.stream:
+            return Stream(job)
+        return _json(kept.document()) if wanted.background else Whole(job)
+
+    async def _retrieve(self, request: Request) -> Answered:
+        kept = self._store.get(request.path_params["id"])
+        if request.query_params.get("stream") != "true":
+            return _json(kept.document())
+        after = request.query_params.get("starting_after", "-1")
+        if not after.removeprefix("-").isdecimal():
+            raise bad("starting_after", "must be an integer")
+        return Stream(kept.again(), skip=int(after) + 1)
+
+    async def _cancel(self, request: Request) -> Answered:
+        kept = self._store.get(request.path_params["id"])
+        if not kept.wanted.background or kept.ended:
+            raise Refusal(400, "invalid_request_error", "Cannot cancel a synchronous response.", "response_id")
+        self.driver.leave(kept.job.line)
+        return _json(kept.document())
+
+    async def _delete(self, request: Request) -> Answered:
+        kept = self._store.drop(request.path_params["id"])
+        self.driver.leave(kept.job.line)
+        return _json({"id": kept.id, "object": "response", "deleted": True})
+
+    async def _items(self, request: Request) -> Answered:
+        return _json(self._store.get(request.path_params["id"]).items())
+
+    async def _count(self, request: Request) -> Answered:
+        tokens = read_counted(await _document(request)).tokens
+        return _json({"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}})
+
+    async def _embed(self, request: Request) -> Answered:
+        return await self._pool(request, read_embedding, "embd")
+
+    async def _rerank(self, request: Request) -> Answered:
+        return await self._pool(request, read_rerank, "rerank")
+
+    async def _score(self, request: Request) -> Answered:
+        return await self._pool(request, read_score, "score")
+
+    async def _pool(self, request: Request, read: Callable[[dict[str, Any]], Pooled], kind: str) -> Answered:
+        """Each prompt is computed like any other, and its first token ends it."""
+        fault = self._fault(request)
+        if fault and not fault.midway:
+            return _fail(fault)
+        pooled = read(await _document(request))
+        for prompt in pooled.prompts:
+            self._check(pooled.model, prompt)
+        answer_id = request.headers.get("x-request-id", uuid.uuid4().hex)
+        told = {"id": f"{kind}-{answer_id}", "model": self.model, **pooled.members, "usage": pooled.usage()}
+        lines = [self.driver.submit(self._sequence(prompt.data), "stop") for prompt in pooled.prompts]
+        return Batch(self.driver, lines, orjson.dumps(told), _request_id(request))
+
+    def _fault(self, request: Request) -> Fault | None:
+        return read_fault(request.headers.get(HEADER)) if self.options.faults else None
+
+    def _job(self, request: Request, ask: Ask, wire: Wire, fault: Fault | None, held: bool = False) -> Job:
+        said = answer(ask, self._script, self.options.seed, self._room(ask))
+        sequence = self._sequence(ask.prompt.data, said.data, len(said.pieces), ask)
+        line = self.driver.submit(sequence, said.finish)
+        headers = _request_id(request)
+        return Job(driver=self.driver, line=line, answer=said, wire=wire, headers=headers, fault=fault, held=held)
+
+    def _sequence(self, prompt: bytes, said: bytes = b"", output: int = 1, ask: Ask | None = None) -> Sequence:
+        return Sequence(
+            id=uuid.uuid4().hex,
+            prompt=len(prompt) // TOKEN_BYTES,
+            output=output,
+            hashes=block_hashes(prompt + said, self.options.block_size, ask.salt if ask else ""),
+            priority=ask.priority if ask else 0,
+        )
+
+    def _check(self, model: str | None, prompt: Prompt) -> None:
+        """Raises Refusal for an unknown model and for a prompt that leaves no room for an answer."""
+        if model is not None and model != self.model:
+            raise Refusal(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
+        if prompt.tokens >= self.options.longest:
+            raise Refusal(400, "BadRequestError", f"{self._has(prompt)}.", "input_tokens")
+
+    def _has(self, prompt: Prompt) -> str:
+        return f"The model's context length is {self.options.longest} tokens, and the prompt has {prompt.tokens}"
+
     def _room(self, ask: Ask) -> int:
-        """The tokens that the answer may have. Raises Refusal for an unknown model and for too great lengths."""
-        if ask.model is not None and ask.model != self.model:
-            raise Refusal(404, "NotFoundError", f"The model `{ask.model}` does not exist.", "model")
-        longest, prompt = self.options.longest, ask.prompt.tokens
-        has = f"The model's context length is {longest} tokens, and the prompt has {prompt}"
-        if prompt >= longest:
-            raise Refusal(400, "BadRequestError", f"{has}.", "input_tokens")
-        if ask.max_tokens and prompt + ask.max_tokens > longest:
-            raise Refusal(400, "BadRequestError", f"{has}: max_tokens {ask.max_tokens} is too many.", "max_tokens")
-        return longest - prompt
+        """The tokens that the answer may have. Raises Refusal too where it may not have as many as it asks for."""
+        self._check(ask.model, ask.prompt)
+        room = self.options.longest - ask.prompt.tokens
+        if ask.max_tokens and ask.max_tokens > room:
+            message = f"{self._has(ask.prompt)}: max_tokens {ask.max_tokens} is too many."
+            raise Refusal(400, "BadRequestError", message, "max_tokens")
+        return room
 
     async def _models(self, request: Request) -> Response:
         card = {
@@ -147,9 +264,16 @@ class Surface:
         return Response(self._metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def _tokenize(self, request: Request) -> Response:
-        prompt = read_prompt(read_document(await request.body(), request.headers.get("content-type", "")))
+        document = await _document(request)
+        prompt = read_prompt(document)
         told = {"count": prompt.tokens, "max_model_len": self.options.longest, "tokens": token_ids(prompt)}
-        return _json(told)
+        return _json(told | {"token_strs": token_texts(prompt) if flag(document, "return_token_strs") else None})
+
+    async def _detokenize(self, request: Request) -> Response:
+        tokens = (await _document(request)).get("tokens")
+        if not is_tokens(tokens):
+            raise missing("tokens", "must be a list of token ids, and not empty")
+        return _json({"prompt": plain_text(token_prompt(tokens))})
 
     async def _reset(self, request: Request) -> Response:
         self.engine.blocks.forget()
@@ -191,25 +315,27 @@ def _fail(fault: Fault) -> Response | Silence:
     if fault.kind in ("hang", "die_before"):
         return Silence(fault)
     status = 503 if fault.kind == "refuse" else fault.number
-    return _error(
-        Refusal(status, responses.get(status, "Unknown"), f"the request asked for this fault: {fault.kind}")
-    )
-
-
-def _error(refusal: Refusal, headers: Headers | None = None) -> Response:
-    response = Response(refusal.body(), refusal.status, media_type="application/json")
-    response.raw_headers += headers or []
-    return response
+    raise Refusal(status, responses.get(status, "Unknown"), f"the request asked for this fault: {fault.kind}")
 
 
 def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return _error(error, _request_id(request))
+    anthropic = request.url.path.startswith("/v1/messages")
+    body = error.anthropic_body() if anthropic else error.body()
+    response = Response(body, error.status, media_type="application/json")
+    response.raw_headers += _request_id(request)
+    return response
 
 
 def _detail(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _json({"detail": error.detail}, error.status_code)
+    response = _json({"detail": error.detail}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _document(request: Request) -> dict[str, Any]:
+    return read_document(await request.body(), request.headers.get("content-type", ""))
 
 
 def _nothing(request: Request, error: Exception) -> Response:

@@ -91,6 +91,17 @@ def token_prompt(ids: Iterable[int]) -> Prompt:
     return Prompt(data.decode(errors="replace"), data)
 
 
+def plain_text(prompt: Prompt) -> str:
+    """The prompt's text without what fills up its tokens."""
+    return prompt.text.replace("\0", "")
+
+
+def token_texts(prompt: Prompt) -> list[str]:
+    """What each token says; one that is a part of a character says the sign for that."""
+    starts = range(0, len(prompt.data), TOKEN_BYTES)
+    return [prompt.data[at : at + TOKEN_BYTES].rstrip(b"\0").decode(errors="replace") for at in starts]
+
+
 def token_ids(prompt: Prompt) -> list[int]:
     return _ids(prompt.data)
 

@@ -21,7 +21,11 @@ ERRORS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "invalid_value": (400, "invalid_request_error"),
         "missing_required_parameter": (400, "invalid_request_error"),
         "invalid_api_key": (401, "authentication_error"),
+        "expired_api_key": (401, "authentication_error"),
+        "conflicting_api_keys": (401, "authentication_error"),
         "permission_denied": (403, "permission_error"),
+        "model_not_allowed": (403, "permission_error"),
+        "pool_not_allowed": (403, "permission_error"),
         "not_found": (404, "invalid_request_error"),
         "model_not_found": (404, "invalid_request_error"),
         "workflow_not_found": (404, "invalid_request_error"),
@@ -33,6 +37,9 @@ ERRORS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "request_timeout": (408, "timeout_error"),
         "request_too_large": (413, "invalid_request_error"),
         "rate_limit_exceeded": (429, "rate_limit_error"),
+        "request_quota_exceeded": (429, "rate_limit_error"),
+        "token_quota_exceeded": (429, "rate_limit_error"),
+        "concurrency_quota_exceeded": (429, "rate_limit_error"),
         "misdirected_request": (421, "invalid_request_error"),
         "headers_too_large": (431, "invalid_request_error"),
         "internal_error": (500, "server_error"),
@@ -44,6 +51,8 @@ ERRORS: Mapping[str, tuple[int, str]] = MappingProxyType(
     }
 )
 
+_CODES: Mapping[int, str] = MappingProxyType({429: "rate_limit_exceeded", 503: "pool_unavailable"})
+"""Of what an engine says itself."""
 FINAL = frozenset({"deadline_exceeded"})
 """Codes of what was given all its time: to try it again would only take as long again."""
 NO_RETRY = ("X-Should-Retry", "false")
@@ -81,6 +90,27 @@ class ApiError(Exception):
         return b"data: " + self.body() + b"\n\n"
 
 
+class EngineSaid(ApiError):
+    """What an engine said itself when it would not answer: status, headers and body go on as they came.
+
+    `message` is for a stream that has begun, where the body holds none.
+    """
+
+    def __init__(self, message: str, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+        super().__init__(_words_of(body) or message, code=_CODES.get(status, "engine_broke"), headers=headers)
+        self.status = status
+        self.raw = body
+
+
+def _words_of(body: bytes) -> str:
+    """The message in a body that is an error of OpenAI's or of Anthropic's shape; empty where there is none."""
+    try:
+        message = orjson.loads(body)["error"]["message"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        message = None
+    return message if isinstance(message, str) else ""
+
+
 def shown(name: str) -> str:
     """A name that came from outside, fit for a message or a log line: cut, and on one line."""
     cut = name if len(name) <= NAME_SHOWN else name[:NAME_SHOWN] + "…"
@@ -111,14 +141,18 @@ def unknown_member(name: str, known: Sequence[str], *, within: str = "") -> ApiE
     return ill_formed(within + shown(name), f"is not known here{meant} (known: {', '.join(known) or 'none'})")
 
 
-def unauthorized(message: str = "a valid API key is needed, as `Authorization: Bearer KEY`") -> ApiError:
-    """401."""
-    return ApiError(message, code="invalid_api_key", headers=[("WWW-Authenticate", "Bearer")])
+def unauthorized(
+    message: str = "a valid API key is needed, as `Authorization: Bearer KEY`", *, code: str = "invalid_api_key"
+) -> ApiError:
+    """401, also for `expired_api_key` and `conflicting_api_keys`."""
+    return ApiError(message, code=code, headers=[("WWW-Authenticate", "Bearer")])
 
 
-def forbidden(message: str = "this API key may not do that") -> ApiError:
-    """403."""
-    return ApiError(message, code="permission_denied")
+def forbidden(
+    message: str = "this API key may not do that", *, code: str = "permission_denied", param: str | None = None
+) -> ApiError:
+    """403, also for `model_not_allowed` and `pool_not_allowed`."""
+    return ApiError(message, code=code, param=param)
 
 
 def misdirected(message: str) -> ApiError:
@@ -161,9 +195,9 @@ def headers_too_large(message: str = "the headers are too many or too large") ->
     return ApiError(message, code="headers_too_large")
 
 
-def refused(message: str, *, retry_after: float) -> ApiError:
-    """429, by admission or by a key's quota; `retry_after` in seconds."""
-    return ApiError(message, code="rate_limit_exceeded", headers=[_retry_after(retry_after)])
+def refused(message: str, *, retry_after: float, code: str = "rate_limit_exceeded") -> ApiError:
+    """429, by admission, or by one of a key's quotas, which have codes of their own; `retry_after` in seconds."""
+    return ApiError(message, code=code, headers=[_retry_after(retry_after)])
 
 
 def broken(message: str = "the engine broke off before its answer began", *, again: bool = True) -> ApiError:

@@ -12,8 +12,10 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from gateway.openai.errors import ApiError, bad_request, ill_formed, missing
+from gateway.surfaces.turns import compared, messages_turns, responses_turns
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "responses", "messages", "embeddings", "rerank", "score"]
+"""The surfaces whose calls are queued, each with a path of its own."""
 Json = dict[str, Any]
 
 MAX_DEPTH = 64
@@ -54,8 +56,9 @@ DENIED: tuple[Denied, ...] = (
 class Payload:
     """A request's body as read: `document` is all of it, `body` the bytes it came in.
 
-    A chat has `messages` and no `prompt`; a completion has `prompt` (text, texts, token ids, or lists of them) and
-    no messages. `max_tokens` is `max_completion_tokens` where both are given. `tools` are the names of functions.
+    What is a conversation has `messages`, in the shape that chat has them whichever the surface, and no `prompt`;
+    everything else has `prompt` (text, texts, token ids, or lists of them) and no messages. `max_tokens` is what the
+    surface calls so, the newest of its names first. `tools` are the names of functions.
     """
 
     endpoint: Endpoint
@@ -94,8 +97,7 @@ def parse(body: bytes, *, endpoint: Endpoint) -> Payload:
     model = document.get("model")
     if model is None:
         raise missing("model")
-    chat = endpoint == "chat"
-    messages, prompt = (_messages(document), None) if chat else ((), _prompt(document))
+    messages, prompt = _asked(document, endpoint)
     tools = document.get("tools") or ()
     _check_items(messages, tools)
     stream_options = document.get("stream_options") or {}
@@ -104,7 +106,7 @@ def parse(body: bytes, *, endpoint: Endpoint) -> Payload:
         model=model,
         stream=document.get("stream") or False,
         include_usage=stream_options.get("include_usage") is True,
-        max_tokens=document.get("max_completion_tokens") or document.get("max_tokens"),
+        max_tokens=next((document[name] for name in _LONGEST if document.get(name)), None),
         n=document.get("n") or 1,
         messages=messages,
         prompt=prompt,
@@ -190,6 +192,7 @@ def _is_choice(value: object) -> bool:
     return type(value) in (str, dict)
 
 
+_LONGEST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 # Members of the body that have one type wherever they stand; null is the same as absent, as for OpenAI.
 _FIELDS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("model", _is_name, f"must be a string of 1 to {MODEL_CHARS} characters"),
@@ -197,6 +200,7 @@ _FIELDS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("stream_options", _is_object, "must be an object"),
     ("max_tokens", _is_positive, "must be a positive integer"),
     ("max_completion_tokens", _is_positive, "must be a positive integer"),
+    ("max_output_tokens", _is_positive, "must be a positive integer"),
     ("n", _is_positive, "must be a positive integer"),
     ("temperature", _is_number, "must be a number"),
     ("seed", _is_integer, "must be an integer"),
@@ -207,14 +211,33 @@ _FIELDS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 )
 
 
+def _asked(document: Json, endpoint: Endpoint) -> tuple[Sequence[Json], str | list[Any] | None]:
+    """The messages of a body, or its prompt."""
+    for name in ("messages", "input"):
+        given = document.get(name)
+        if type(given) is list and len(given) > ITEMS_MOST and type(given[0]) is dict:  # before they are looked at
+            raise ill_formed(name, _TOO_MANY)
+    match endpoint:
+        case "chat":
+            return _messages(document), None
+        case "completions":
+            return (), _prompt(document, "prompt")
+        case "responses":
+            return responses_turns(document), None
+        case "messages":
+            return messages_turns(document), None
+        case "embeddings":
+            return (_messages(document), None) if "messages" in document else ((), _prompt(document, "input"))
+        case "rerank" | "score":
+            return (), compared(document, endpoint)
+
+
 def _messages(document: Json) -> list[Json]:
     messages = document.get("messages")
     if messages is None:
         raise missing("messages")
     if type(messages) is not list or not messages:
         raise ill_formed("messages", "must be a list with at least one message")
-    if len(messages) > ITEMS_MOST:  # before they are looked at one by one
-        raise ill_formed("messages", _TOO_MANY)
     for index, message in enumerate(messages):
         if type(message) is not dict:
             raise ill_formed(f"messages[{index}]", "must be an object")
@@ -234,21 +257,21 @@ def _check_items(messages: Sequence[Json], tools: Sequence[object]) -> None:
         raise ill_formed("messages" if len(messages) + within >= len(tools) else "tools", _TOO_MANY)
 
 
-def _prompt(document: Json) -> str | list[Any]:
-    prompt = document.get("prompt")
+def _prompt(document: Json, name: str) -> str | list[Any]:
+    prompt = document.get(name)
     if prompt is None:
-        raise missing("prompt")
+        raise missing(name)
     if type(prompt) is str:
         return prompt
     if type(prompt) is list:
         kinds = set(map(type, prompt))
         if kinds != {int} and len(prompt) > ITEMS_MOST:
-            raise ill_formed("prompt", f"must not hold more than {ITEMS_MOST} prompts")
+            raise ill_formed(name, f"must not hold more than {ITEMS_MOST} prompts")
         if kinds == {str} or _are_tokens(prompt):
             return prompt
         if kinds == {list} and all(map(_are_tokens, prompt)):
             return prompt
-    raise ill_formed("prompt", "must be a string, a list of strings, or lists of token ids")
+    raise ill_formed(name, "must be a string, a list of strings, or lists of token ids")
 
 
 def _are_tokens(ids: list[Any]) -> bool:
@@ -261,7 +284,7 @@ def _tool_names(tools: Sequence[object]) -> tuple[str, ...]:
         if type(tool) is not dict:
             raise ill_formed(f"tools[{index}]", "must be an object")
         function = tool.get("function")
-        name = function.get("name") if type(function) is dict else None
+        name = function.get("name") if type(function) is dict else tool.get("name")
         if type(name) is str:
             names.append(name)
     return tuple(names)

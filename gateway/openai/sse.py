@@ -16,6 +16,17 @@ from gateway.openai.errors import interrupted
 
 EVENT_BYTES_MOST = 1024 * 1024
 DONE = b"data: [DONE]\n\n"
+OPENING = frozenset(
+    (
+        "",  # a chunk of a chat has no type
+        *("response.created", "response.queued", "response.in_progress"),
+        *("response.output_item.added", "response.content_part.added"),
+        *("message_start", "content_block_start", "ping"),
+    )
+)
+"""Types of the events of Responses and Messages that come before there is anything to read."""
+ENDING = frozenset(("response.completed", "response.incomplete", "response.failed", "message_stop"))
+"""Types of the events that end a stream of theirs."""
 
 Json = dict[str, Any]
 
@@ -94,7 +105,7 @@ def carries_content(event: bytes) -> bool:
     chunk = chunk_of(event)
     if chunk is None:
         return data(event) is not None
-    if "error" in chunk:
+    if "error" in chunk or chunk.get("type", "") not in OPENING:
         return True
     for choice in _objects(chunk.get("choices")):
         if choice.get("text") or choice.get("finish_reason"):

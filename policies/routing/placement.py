@@ -51,9 +51,10 @@ class Floor:
         """The calls of pools that share engines that can start, each with its engine, until no more can be placed.
 
         Whoever iterates starts each at once. A call that finds no room keeps the engines that it could use: no call
-        behind it gets them, or a large one would wait for ever. One that has failed elsewhere keeps fewer, so those
-        behind it may pass; it is taken out of its queue and put into `passed`. A guest whom an engine was not lent is
-        asked again when a call has started since: perhaps nobody waits for that engine any more.
+        behind it gets them, or a large one would wait for ever. One that has failed elsewhere, or can go to one
+        engine alone, keeps fewer, so those behind it may pass; it is taken out of its queue and put into `passed`. A
+        guest whom an engine was not lent is asked again when a call has started since: perhaps nobody waits for that
+        engine any more.
         """
         again = any(pool in self._lines for pool in group)
         while again:
@@ -93,7 +94,7 @@ class Floor:
             yield head, choice, len(asked) < len(free)
             if choice is None:
                 free = [engine for engine in free if engine.name not in asked or engine.name in head.tried]
-                if head.tried:
+                if head.tried or head.call.only:
                     self._lines.take(head)
                     passed.append(head)
             else:
@@ -129,9 +130,13 @@ class Floor:
         and those of other pools that are lent to it.
         """
         call, borrowing = entry.call, self._policies[entry.call.pool].borrowing
-        near = [engine for engine in free if call.pool in self._fleet.borrowers[engine.pool]]
+        near = [
+            engine
+            for engine in free
+            if call.pool in self._fleet.borrowers[engine.pool] and call.only in ("", engine.name)
+        ]
         # A pool without an engine of its own lives on what others lend.
-        gated = borrowing.gated and any(engine.usable(now) for engine in self._fleet.of(call.pool))
+        gated = borrowing.gated and not call.only and any(engine.usable(now) for engine in self._fleet.of(call.pool))
         asked = [engine.name for engine in near if not gated or engine.pool == call.pool]
         # Even were all of the prompt there, the answer must fit.
         fitting = [engine for engine in near if engine.has_room(DECODE_WEIGHT * entry.estimate.output_tokens[0])]

@@ -234,7 +234,7 @@ async def test_it_serves_without_a_folder_that_it_may_write_and_says_so(folder: 
 async def test_a_journal_that_cannot_be_written_is_said_in_one_line(folder: Path) -> None:
     pools = {"default": {"model": "m", "backend": {"name": "emulated"}}}
     server = {"port": 0, "journal": "/opt/cortex/journal.jsonl"}
-    (folder / "tmp/config.yaml").write_text(json.dumps({"server": server, "pools": pools}))
+    (folder / "tmp/config.yaml").write_text(json.dumps({"server": server, "insecure": True, "pools": pools}))
     async with box_of(folder) as box:
         status, said = await box.ran("cortex", "serve", "--config", "/tmp/config.yaml")
     assert (status, said.count("\n")) == (2, 1)

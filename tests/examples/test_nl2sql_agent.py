@@ -73,12 +73,12 @@ class Service:
         body = await request.json()
         rule = self.script.find(body["messages"][-1]["content"])
         assert rule is not None, "the script knows each prompt"
-        assert (rule.tool is None) == ("tools" not in body)
+        assert bool(rule.calls) == ("tools" in body)
         message: dict[str, object] = {"role": "assistant", "content": rule.say}
-        if rule.tool and self.in_words:
-            message["content"] = rule.arguments["sql"]
-        elif rule.tool:
-            function = {"name": rule.tool, "arguments": json.dumps(rule.arguments)}
+        if rule.calls and self.in_words:
+            message["content"] = rule.calls[0].arguments["sql"]
+        elif rule.calls:
+            function = {"name": rule.calls[0].name, "arguments": json.dumps(rule.calls[0].arguments)}
             message["tool_calls"] = [{"id": "call-1", "type": "function", "function": function}]
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         return JSONResponse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest_asyncio
 from starlette.routing import Route
 
 from gateway.app import Edge, create_app
+from gateway.cli import read_config
+from gateway.compose import compose
 from gateway.config import ConfigError
 from tests.gateway.rawhttp import connected, request
 from tests.gateway.recorder import Recorder, recording
-from tests.gateway.support import Running, attached, chat, running, settled, written
+from tests.gateway.support import Running, attached, chat, error_of, running, settled, written
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -61,10 +64,9 @@ def routes(up: Running) -> Iterator[tuple[str, str]]:
     assert isinstance(app, Edge)
     for route in app.app.routes:
         assert isinstance(route, Route)
-        path = route.path.replace("{model:path}", MODEL_PATH).replace("{number}", "0")
-        for name in ("database", "pool", "topic", "key", "key:path"):
-            path = path.replace(f"{{{name}}}", "default")
-        assert "{" not in path
+        path = re.sub(
+            r"\{[^}]+\}", "default", route.path.replace("{model:path}", MODEL_PATH).replace("{number}", "0")
+        )
         for method in sorted(route.methods or ()):
             yield method, path
 
@@ -93,7 +95,7 @@ async def test_without_a_key_no_path_under_v1_answers(site: Site, headers: dict[
             assert reply.status_code == 401, (method, where)
             assert reply.headers["www-authenticate"] == "Bearer"
             if method != "HEAD":
-                assert reply.json()["error"]["code"] == "invalid_api_key"
+                assert error_of(reply)["type"] == "authentication_error"
     assert site.engine.seen == []
 
 
@@ -109,10 +111,29 @@ async def test_a_key_is_taken_whatever_the_case_of_its_scheme(site: Site, value:
     assert (await site.http.post(CHAT, json=chat(), headers={"Authorization": value})).status_code == 200
 
 
+async def test_a_key_is_taken_from_the_headers_of_anthropics_and_azures_clients(site: Site) -> None:
+    for headers in ({"x-api-key": ADA}, {"api-key": ADA}, {"X-Api-Key": ADA, "Authorization": f"Bearer {ADA}"}):
+        assert (await site.http.post(CHAT, json=chat(), headers=headers)).status_code == 200
+        assert not {"authorization", "x-api-key", "api-key"} & {name.lower() for name, _ in site.engine.last.headers}
+    for headers in ({"x-api-key": "nobody"}, {"api-key": ADA[:-1]}, {"x-api-key": f"Bearer {ADA}"}):
+        assert (await site.http.post(CHAT, json=chat(), headers=headers)).status_code == 401
+
+
+async def test_a_password_for_a_proxy_is_no_key(site: Site) -> None:
+    headers = {"Authorization": "Basic YWRhOmFkYQ==", "x-api-key": ADA}
+    assert (await site.http.post(CHAT, json=chat(), headers=headers)).status_code == 200
+
+
 async def test_two_keys_are_none(site: Site) -> None:
-    headers = [("Authorization", f"Bearer {ADA}"), ("Authorization", f"Bearer {BOB}")]
-    reply = await site.http.post(CHAT, json=chat(), headers=headers)
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "Authorization")
+    for headers in (
+        [("Authorization", f"Bearer {ADA}"), ("Authorization", f"Bearer {BOB}")],
+        [("Authorization", f"Bearer {ADA}"), ("x-api-key", BOB)],
+        [("x-api-key", ADA), ("api-key", "nobody")],
+        [("Authorization", "Bearer nobody"), ("x-api-key", ADA)],
+    ):
+        reply = await site.http.post(CHAT, json=chat(), headers=headers)
+        assert (reply.status_code, error_of(reply)["code"]) == (401, "conflicting_api_keys")
+    assert site.engine.seen == []
 
 
 @pytest.mark.parametrize("secret", [ADA, TOKEN])
@@ -164,6 +185,14 @@ async def test_without_keys_only_loopback_is_listened_on(tmp_path: Path, host: s
     with pytest.raises(ConfigError, match="auth"):
         async with running(tmp_path, text):
             pass
+
+
+async def test_nothing_is_built_that_would_let_anybody_in_by_accident(tmp_path: Path) -> None:
+    pools = {"default": attached("http://127.0.0.1:9")}
+    (tmp_path / "config.yaml").write_text(written(pools))
+    config = read_config(tmp_path / "config.yaml", {})
+    with pytest.raises(ConfigError, match="configuration: auth: no API key is configured"):
+        await compose(config.model_copy(update={"insecure": False}))
 
 
 async def test_tenants_with_the_same_run_id_have_runs_of_their_own(site: Site) -> None:

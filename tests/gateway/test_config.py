@@ -10,6 +10,7 @@ import pytest
 
 from gateway.backendspecs import Emulated
 from gateway.config import Config, ConfigError, Override, PolicySpec, load
+from gateway.keyrules import KEYS
 
 GOOD = """\
 server:
@@ -18,8 +19,8 @@ server:
 admin: {token: secret}
 auth:
   keys:
-    - {key: k-1, tenant: team-a, workflow: nl2sql}
-    - {key: k-2, tenant: team-b, priority: {min: -2, max: 2}}
+    - {key: "${K1}", tenant: team-a, workflow: nl2sql}
+    - {key: "${K2}", tenant: team-b, priority: {min: -2, max: 2}}
 timeouts: {head: 20s}
 pools:
   default:
@@ -54,18 +55,20 @@ policies:
   scorers: [{name: free_work, weight: 1}]
 """
 
+KEYED = {"K1": "k-1", "K2": "k-2"}
 Load = Callable[..., Config]
 
 
 @pytest.fixture(name="load_text")
 def _load_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Load a configuration given as text; its folder holds one template, `ask.md`."""
+    """Load a configuration given as text; its folder holds one template, `ask.md`. What has no keys needs none."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ask.md").write_text("You write SQL.\n{{question}}\n")
 
     def load_text(text: str, **environ: str) -> Config:
-        Path("config.yaml").write_text(text)
-        return load(Path("config.yaml"), environ)
+        door = "" if "auth:" in text else "\ninsecure: true\n"
+        Path("config.yaml").write_text(text + door)
+        return load(Path("config.yaml"), {**KEYED, **environ})
 
     return load_text
 
@@ -102,9 +105,12 @@ MISTAKES = [
     ("10MB", "0", "3: server.max_body: must be more than 0"),
     ("{token: secret}", "{token: 12345}", "4: admin.token: must be text, not the number 12345"),
     ("{token: secret}", "", "4: admin: must be a mapping (key: value), not nothing"),
-    ("  keys:\n", "  keyz:\n", "6: auth.keyz: no such key (keys: keys, salt)"),
-    ("key: k-1, ", "", "7: auth.keys[0].key: missing, and has no default"),
-    ("k-2", "k-1", "8: auth.keys[1].key: the same key stands further up"),
+    ("  keys:\n", "  keyz:\n", "6: auth.keyz: no such key (keys: file, keys, salt)"),
+    ('key: "${K1}", ', "", "7: auth.keys[0].hash: missing: `cortex keys hash` makes one"),
+    ("${K2}", "${K1}", "8: auth.keys[1].key: the same key stands further up"),
+    ('"${K2}"', "k-2",
+     "8: auth.keys[1].key: a key itself does not belong in a file: give its hash instead, as `cortex keys hash` "
+     "prints it, or an environment variable, as ${NAME}"),
     ("team-a", "team a",
      "7: auth.keys[0].tenant: a name has letters, digits, '.', '_' and '-', at most 64, beginning with one of the "
      "first two"),
@@ -112,7 +118,7 @@ MISTAKES = [
     ("secret", "k-2", "8: auth.keys[1].key: is the admin token: a client would have the admin API"),
     ("{min: -2, max: 2}", "{min: 3, max: 2}", "8: auth.keys[1].priority: min is above max"),
     ("20s", "20", "9: timeouts.head: 20 has no unit; write a duration such as 8s, 250ms, 2m or 1h"),
-    ("k-2", "''", "8: auth.keys[1].key: must not be empty"),
+    ("${K2}", "${NOT_SET:-}", "8: auth.keys[1].key: must not be empty"),
     ("deadline: 8s", "target: 1e999", "25: workflows.nl2sql.slo.target: must be a number, not the number inf"),
     ("20s", "20 seconds", "9: timeouts.head: must be a duration such as 8s, 250ms, 2m or 1h"),
     ("20s", "-20s", "9: timeouts.head: must be a duration such as 8s, 250ms, 2m or 1h"),
@@ -362,15 +368,15 @@ def test_without_keys_only_a_loopback_host_is_allowed(load_text: Load) -> None:
     for host in ("0.0.0.0", "192.168.1.5", "gateway.example"):
         assert complaint(load_text, f"server: {{host: {host}}}\n{pools}") == (
             f"config.yaml:1: server.host: {host} can be reached from outside, so callers need a key: "
-            "list some under auth.keys"
+            f"{KEYS}, in the place of insecure"
         )
-    load_text(f"server: {{host: 0.0.0.0}}\nauth: {{keys: [{{key: k, tenant: t}}]}}\n{pools}")
+    load_text(f"server: {{host: 0.0.0.0}}\nauth: {{keys: [{{key: '${{K1}}', tenant: t}}]}}\n{pools}")
 
 
 @pytest.mark.parametrize("server", ["server: {host: 127.0.0.1, port: 8080}\n", "server: {}\n", ""])
 def test_what_options_put_in_the_files_place_is_checked_as_the_file_is(tmp_path: Path, server: str) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(f"{server}pools:\n  default: {{model: m, backend: {{name: emulated}}}}\n")
+    path.write_text(f"{server}insecure: true\npools:\n  default: {{model: m, backend: {{name: emulated}}}}\n")
 
     def given(host: object = "::1", port: object = 9) -> Config:
         overrides = [Override("--host", "server", "host", host), Override("--port", "server", "port", port)]
@@ -383,7 +389,7 @@ def test_what_options_put_in_the_files_place_is_checked_as_the_file_is(tmp_path:
         ({"host": ""}, "--host: must not be empty"),
         (
             {"host": "0.0.0.0"},
-            "--host: 0.0.0.0 can be reached from outside, so callers need a key: list some under auth.keys",
+            f"--host: 0.0.0.0 can be reached from outside, so callers need a key: {KEYS}, in the place of insecure",
         ),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -399,7 +405,7 @@ def test_an_option_does_not_hide_a_mistake_of_the_file() -> None:
     ):
         Path("config.yaml").write_text(text)
         with pytest.raises(ConfigError, match=f"^config.yaml:{said}"):
-            load(Path("config.yaml"), {}, overrides=[Override("--port", "server", "port", 9)])
+            load(Path("config.yaml"), KEYED, overrides=[Override("--port", "server", "port", 9)])
 
 
 def test_a_file_without_pools_is_refused(load_text: Load) -> None:
@@ -443,7 +449,7 @@ def test_paths_start_from_the_files_folder_not_from_the_working_one(load_text: L
         (tmp_path / name).rename(tmp_path / "sub" / name)
     journal = (tmp_path / "sub" / "config.yaml").read_text().replace("  port: 8080", "  journal: logs/j.jsonl")
     (tmp_path / "sub" / "config.yaml").write_text(journal)
-    assert load(Path("sub/config.yaml"), {}).server.journal == tmp_path / "sub" / "logs" / "j.jsonl"
+    assert load(Path("sub/config.yaml"), KEYED).server.journal == tmp_path / "sub" / "logs" / "j.jsonl"
 
 
 def test_a_variable_takes_the_type_that_its_key_wants(load_text: Load) -> None:
@@ -472,11 +478,11 @@ def test_what_a_check_has_against_a_policy_is_said_at_its_place(load_text: Load)
         return f"no {slot} named 'odd'" if spec.name == "odd" else None
 
     with pytest.raises(ConfigError) as caught:
-        load(Path("config.yaml"), {}, check)
+        load(Path("config.yaml"), KEYED, check)
     assert str(caught.value) == "config.yaml:17: pools.default.policies.scorers[1]: no scorers named 'odd'"
     assert ("priority", "fcfs", {}) in asked
     assert ("scorers", "free_work", {"weight": 1}) in asked
-    assert isinstance(load(Path("config.yaml"), {}, lambda slot, spec: None), Config)
+    assert isinstance(load(Path("config.yaml"), KEYED, lambda slot, spec: None), Config)
 
 
 def test_parallel_edges_have_chances_of_their_own(load_text: Load) -> None:

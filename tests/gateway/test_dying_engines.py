@@ -45,9 +45,6 @@ def asked(fault: str) -> dict[str, str]:
 
 # The fault goes on to whichever engine is tried, so each attempt meets it.
 ALL_FAIL = [
-    ("refuse", False, 503, "pool_unavailable"),
-    ("status=429", True, 503, "pool_unavailable"),
-    ("status=500", False, 502, "engine_broke"),
     ("html", True, 502, "engine_broke"),
     ("die_before", False, 502, "engine_broke"),
     ("die_before", True, 502, "engine_broke"),
@@ -70,6 +67,17 @@ async def test_a_fault_before_the_first_content_has_a_status(
         reply = await up.http.post(CHAT, json=chat(stream=stream, max_tokens=6), headers=asked(fault))
         assert (reply.status_code, error_of(reply)["code"]) == (status, code)
         assert "127.0.0.1" not in reply.text
+
+
+@pytest.mark.parametrize(("fault", "status"), [("refuse", 503), ("status=429", 429), ("status=500", 500)])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_the_last_engine_says_is_the_answer(
+    tmp_path: Path, fault: str, stream: bool, status: int
+) -> None:
+    async with two_emulated(tmp_path) as (up, _):
+        reply = await up.http.post(CHAT, json=chat(stream=stream, max_tokens=6), headers=asked(fault))
+        assert reply.status_code == status
+        assert fault.partition("=")[0] in error_of(reply)["message"]
 
 
 @pytest.mark.parametrize("fault", ["die_after=3", "stall_after=3", "garbage_after=3"])

@@ -22,7 +22,7 @@ def site(folder: Path, profile: object, **backend: object) -> Path:
     (folder / "engine.json").write_text(json.dumps(profile))
     pool = {"model": "m", "backend": {"name": "emulated", "profile": "engine.json", **backend}}
     file = folder / "config.yaml"
-    file.write_text(json.dumps({"pools": {"default": pool}}))
+    file.write_text(json.dumps({"insecure": True, "pools": {"default": pool}}))
     return file
 
 

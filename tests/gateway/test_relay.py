@@ -142,7 +142,7 @@ async def test_tenants_have_salts_of_their_own_that_stay_the_same(site: Site) ->
 async def test_engines_are_told_run_request_and_order_but_no_secret(site: Site) -> None:
     secrets = {"Cookie": "session=1", "X-Api-Key": "key-b", "Api-Key": "key-b", "X-Forwarded-For": "10.0.0.1"}
     passing = {"traceparent": "00-ab-cd-01", "X-Vendor-Thing": "kept", "Accept-Language": "de"}
-    forged = {"X-Vllm-Priority": "-99999", "X-Session-ID": "forged"}
+    forged = {"X-Vllm-Priority": "-99999"}
     ours = {"X-Workflow-Id": "run-7", "X-Workflow-Agent": "me", "X-Request-Id": "mine-1"}
     reply = await site.up.http.post("/v1/chat/completions", json=chat(), headers=secrets | passing | forged | ours)
     assert reply.status_code == 200
@@ -154,8 +154,14 @@ async def test_engines_are_told_run_request_and_order_but_no_secret(site: Site) 
     assert got.header("content-type") == "application/json"
     assert got.header("content-length") == str(len(got.body))
     everything = json.dumps(got.headers)
-    for gone in ("key-b", "session=1", "10.0.0.1", "forged", "-99999", "x-workflow-"):
+    for gone in ("key-b", "session=1", "10.0.0.1", "-99999", "x-workflow-"):
         assert gone not in everything
+
+
+async def test_an_engine_is_told_the_clients_own_session_where_it_has_one(site: Site) -> None:
+    await site.post(chat(), X_Workflow_Id="run-8", X_Session_ID="conversation-1")
+    assert site.last.header("X-Session-ID") == "conversation-1"
+    assert json.dumps(site.last.headers).lower().count("x-session-id") == 1
 
 
 async def test_an_earlier_deadline_is_an_earlier_place_in_the_engine(site: Site) -> None:

@@ -226,9 +226,9 @@ def test_a_line_that_was_cut_off_is_mentioned_and_left_out(
         (b'{"cortex": 3, "blue', "its first line is cut off, so there is nothing to replay"),
         (b"pools: {}\n", "is no journal of a gateway"),
         (b"[]\n", "is no journal of a gateway"),
-        (b'{"cortex": 9, "blueprint": {}}\n', "is a journal of version 9, and version 4 is needed"),
-        (b'{"cortex": 4, "blueprint": {}}\n', "its header does not fit this version of the scheduler, at pools"),
-        (b'{"cortex": 4}\n', "its header does not fit this version of the scheduler, at blueprint"),
+        (b'{"cortex": 9, "blueprint": {}}\n', "is a journal of version 9, and version 5 is needed"),
+        (b'{"cortex": 5, "blueprint": {}}\n', "its header does not fit this version of the scheduler, at pools"),
+        (b'{"cortex": 5}\n', "its header does not fit this version of the scheduler, at blueprint"),
     ],
 )
 def test_a_file_that_is_no_journal_is_one_line(

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,15 @@ def test_who_watches_sees_a_bar() -> None:
     assert file.getvalue() == "    1 of 2: 0.5 runs/s, seed 1\n    2 of 2: 0.5 runs/s, seed 2\n"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores interrupts, and so would all that is started by it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_it_and_its_processes_at_once() -> None:
     words = ["simulate", "--runs", "9000", "--seeds", "2", "--rates", "1", "--jobs", "2", "--contenders", "cortex"]
     with subprocess.Popen(

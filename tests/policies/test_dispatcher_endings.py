@@ -25,7 +25,7 @@ from policies.events import (
     Wake,
     Woken,
 )
-from policies.pool import EJECT_AFTER
+from policies.pool import EJECT_AFTER, REST_LONGEST
 from tests.policies.making import Desk, a_call, a_desk, a_pool, order_of_service, started
 
 SLACK = PolicySet(admission=Named(name="queue_bound"))
@@ -101,6 +101,46 @@ def test_a_call_that_waits_for_one_engine_lets_others_use_the_rest() -> None:
     assert (instead.call, instead.engine) == ("3", first.engine)
     [again] = desk.finish(second)
     assert (again.call, again.engine) == ("1", second.engine)
+
+
+def test_a_call_goes_to_the_one_engine_that_it_names_and_lets_others_pass_while_it_waits() -> None:
+    desk = a_desk([a_pool(start=2, maximum=2)])
+    first, second = started(desk, a_call("1")), started(desk, a_call("2"))
+    assert desk.arrive(a_call("3", only=second.engine)) is None
+    assert desk.arrive(a_call("4")) is None
+    [passed] = desk.finish(first)
+    assert (passed.call, passed.engine) == ("4", first.engine)
+    [at_last] = desk.finish(second)
+    assert (at_last.call, at_last.engine) == ("3", second.engine)
+
+
+def test_a_call_whose_only_engine_fails_it_or_is_gone_is_refused_though_there_are_others() -> None:
+    desk = a_desk([a_pool(start=2, maximum=2)])
+    start = started(desk, a_call(only="p/1"))
+    assert start.engine == "p/1"
+    assert fail(desk, start) == Refused(call="c", reason="broken", retry_after=1.0)
+    assert desk.arrive(a_call("later", only="p/7")) == Refused(call="later", reason="no_engine", retry_after=1.0)
+    assert desk.dispatcher.calls == 0
+
+
+def test_an_engine_that_wants_to_be_asked_nothing_for_a_while_is_asked_nothing() -> None:
+    desk = a_desk([a_pool()])
+    start = started(desk, a_call("1"))
+    said = desk.dispatcher.handle(Failed(call="1", attempt=start.attempt, trouble="overloaded", rest=7.0), desk.now)
+    assert said == [Refused(call="1", reason="overloaded", retry_after=1.0), Wake(at=desk.now + 7.0)]
+    assert desk.arrive(a_call("2")) is None
+    desk.now += 6.9
+    assert desk.tell(Woken(), Start) == []
+    desk.now += 0.1
+    [at_last] = desk.tell(Woken(), Start)
+    assert at_last.call == "2"
+
+
+def test_an_engine_cannot_ask_to_be_left_alone_for_ever() -> None:
+    desk = a_desk([a_pool()])
+    start = started(desk, a_call("1"))
+    said = desk.tell(Failed(call="1", attempt=start.attempt, trouble="overloaded", rest=1e9), Wake)
+    assert said == [Wake(at=desk.now + REST_LONGEST)]
 
 
 def test_an_engine_that_keeps_failing_is_left_out_and_tried_again_later() -> None:

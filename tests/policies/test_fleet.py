@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policies.events import Action, EngineUp, Launch, Reported, Retire
+from policies.events import Action, EngineUp, Failed, Launch, Reported, Retire
 from policies.fleet import RELAUNCH_LONGEST, Fleet, groups
 from policies.pool import EJECT_AFTER, EJECT_LONGEST, EngineLimits, EngineState, Slot, lending
 from tests.policies.making import a_pool
@@ -46,7 +46,7 @@ def statuses(fleet: Fleet) -> dict[str, str]:
 
 def fail(fleet: Fleet, name: str, now: float, times: int = EJECT_AFTER) -> None:
     for _ in range(times):
-        fleet.failed(engine(fleet, name), now)
+        fleet.failed(engine(fleet, name), now, Failed(call="c", attempt=1, trouble="broken"))
 
 
 # --- size ---

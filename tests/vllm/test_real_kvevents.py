@@ -44,7 +44,8 @@ def chat(text: str, **more: object) -> dict[str, object]:
 def config(folder: Path, pair: Pair) -> str:
     backend = {"name": "vllm", "attach": pair.urls, "kv_events": True, "tokenize": "10s"}
     pool = {"model": MODEL, "backend": backend, "engines": {"min": 2, "start": 2, "max": 2}}
-    return json.dumps({"server": {"port": 0, "journal": str(folder / "journal")}, "pools": {"p": pool}})
+    server = {"port": 0, "journal": str(folder / "journal")}
+    return json.dumps({"server": server, "insecure": True, "pools": {"p": pool}})
 
 
 def resident(up: Running) -> dict[str, int]:

@@ -115,7 +115,8 @@ async def test_a_stream_has_a_role_then_one_chunk_a_token_then_its_end_and_usage
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     contents = [event["choices"][0]["delta"]["content"] for event in events[1:7]]
     assert contents == ["añb", "añb"] * 3
-    assert events[7]["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]
+    end = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length", "stop_reason": None}
+    assert events[7]["choices"] == [end]
     assert events[8]["choices"] == []
     assert events[8]["usage"]["completion_tokens"] == 6
     assert events[8]["usage"]["prompt_tokens_details"] == {"cached_tokens": 16}

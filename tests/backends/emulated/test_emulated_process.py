@@ -179,7 +179,7 @@ async def test_an_engine_that_does_not_end_when_asked_is_made_to(
 
 def children_of(parent: int) -> set[int]:
     """The live child processes, from /proc."""
-    found = set()
+    found: set[int] = set()
     for task in Path(f"/proc/{parent}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a thread that ended meanwhile; the others have its children
             found.update(int(child) for child in (task / "children").read_text().split())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backends.emulated.script import Rule, Script, ScriptError, load_script, read_script
+from backends.emulated.script import Rule, Script, ScriptError, ToolCall, load_script, read_script
 
 QUESTION = "Which region sold most?"
 
@@ -55,7 +55,12 @@ def test_the_question_is_the_last_line_that_starts_with_the_marker() -> None:
 def test_a_rule_may_call_speak_and_cost_more_than_its_text() -> None:
     rule = {"task": "generate", "say": "Let me look.", "call": call("SELECT 1"), "tokens": 60}
     assert read_script(document(rule)).entries[QUESTION] == (
-        Rule(task="generate", say="Let me look.", tool="execute_sql", arguments={"sql": "SELECT 1"}, tokens=60),
+        Rule(
+            task="generate",
+            say="Let me look.",
+            calls=(ToolCall(name="execute_sql", arguments={"sql": "SELECT 1"}),),
+            tokens=60,
+        ),
     )
 
 
@@ -125,6 +130,6 @@ def test_a_file_that_is_no_script_is_named(tmp_path: Path, text: str, message: s
 def test_a_file_is_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
     file = tmp_path / "script.json"
     file.write_text(json.dumps(document({"task": "fix", "call": call("SELECT 2")})))
-    assert load_script(file).entries[QUESTION][0].arguments == {"sql": "SELECT 2"}
+    assert load_script(file).entries[QUESTION][0].calls[0].arguments == {"sql": "SELECT 2"}
     with pytest.raises(ScriptError, match="cannot be read"):
         load_script(tmp_path / "none.json")

@@ -16,6 +16,7 @@ from backends.sql.parser import WAITING_MOST, Parser
 from backends.sql.reading import Reading
 from policies.dialects import Known
 from policies.sql import SqlRefused, read_statement
+from tests.gateway.support import children
 
 
 async def test_a_statement_read_elsewhere_is_the_same_statement(parser: Parser) -> None:
@@ -80,7 +81,7 @@ async def test_readers_that_have_left_hold_up_nobody(parser: Parser) -> None:
     assert {type(end) for end in ends} <= {asyncio.CancelledError, BackendError}
     started = time.monotonic()
     assert (await parser.read("select 1")).canonical == "SELECT 1"
-    assert time.monotonic() - started < 3  # the one in hand, and another process after it
+    assert time.monotonic() - started < 30  # the one in hand, and another process after it: not 200 times half a second
 
 
 async def test_when_too_many_wait_the_next_is_told_to_come_again(parser: Parser) -> None:
@@ -101,7 +102,7 @@ async def test_a_tenants_hostile_texts_cost_another_tenant_at_most_one_of_them(p
     await asyncio.sleep(0)
     started = time.monotonic()
     assert (await parser.read("select 1", tenant="alice")).canonical == "SELECT 1"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15  # not 40 times half a second, and as many new processes
     for task in attack:
         task.cancel()
     await asyncio.gather(*attack, return_exceptions=True)
@@ -145,6 +146,8 @@ async def test_a_process_that_died_is_replaced(parser: Parser) -> None:
 async def test_closing_ends_the_process_and_what_waits_for_it() -> None:
     parser = Parser()
     await parser.start()
+    assert parser.pid is not None
+    os.kill(parser.pid, signal.SIGSTOP)  # so that it does not answer first
     reading = asyncio.create_task(parser.read("select 1"))
     await asyncio.sleep(0)
     await parser.aclose()
@@ -179,8 +182,11 @@ async def test_where_no_process_can_be_started_the_turn_is_given_on(
 
 async def test_closing_while_the_process_comes_up_leaves_none() -> None:
     parser = Parser()
+    before = children("backends.sql.reading")
     reading = asyncio.create_task(parser.read("select 1"))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(20):
+        while children("backends.sql.reading") == before:  # noqa: ASYNC110 (another process sets no event here)
+            await asyncio.sleep(0)
     await parser.aclose()
     with pytest.raises(BackendError, match="closed"):
         await reading

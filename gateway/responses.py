@@ -1,0 +1,64 @@
+"""Which engine made a response, and for which run: a response is kept by the engine that wrote it alone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+import orjson
+
+from gateway.openai import sse
+
+KEPT_MOST: Final = 100_000
+"""Responses that are remembered; those that nobody has asked for longest are forgotten first."""
+ID_CHARS: Final = 256
+
+
+class Made(NamedTuple):
+    """Who made a response: the engine, for a call of this run."""
+
+    engine: str
+    run: str
+
+
+class Responses:
+    """The responses of late, by tenant and id: no tenant comes by another's."""
+
+    def __init__(self, most: int = KEPT_MOST) -> None:
+        self._most = most
+        self._made: OrderedDict[tuple[str, str], Made] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def find(self, tenant: str, response: str) -> Made | None:
+        """Who made it, as far as that is remembered."""
+        made = self._made.get((tenant, response))
+        if made is not None:
+            self._made.move_to_end((tenant, response))
+        return made
+
+    def run_of(self, tenant: str, response: str) -> str:
+        """The run that it was made for; empty where that is not known."""
+        made = self.find(tenant, response)
+        return made.run if made is not None else ""
+
+    def note_body(self, tenant: str, made: Made, body: bytes) -> None:
+        """Remember a response that is there whole, as JSON that is known to be sound."""
+        self._note(tenant, made, orjson.loads(body))
+
+    def note_event(self, tenant: str, made: Made, event: bytes) -> None:
+        """Remember one whose stream begins with this event, which is known to be sound."""
+        self._note(tenant, made, sse.chunk_of(event))
+
+    def _note(self, tenant: str, made: Made, document: object) -> None:
+        match document:
+            case {"response": {"id": str(name)}} | {"id": str(name), "object": "response"}:
+                if 0 < len(name) <= ID_CHARS:
+                    self._made[tenant, name] = made
+                    self._made.move_to_end((tenant, name))
+                    if len(self._made) > self._most:
+                        self._made.popitem(last=False)
+
+    def forget(self, tenant: str, response: str) -> None:
+        self._made.pop((tenant, response), None)

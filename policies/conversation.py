@@ -1,0 +1,76 @@
+"""What a call asks, as inference reads it: who says what in which order, in a form that survives its way through clients.
+
+Clients change what they send back: ids of tool calls, null for no text, the whitespace of arguments, reasoning that
+they drop, reminders that they move. None of that is in the form kept here, so that a conversation that goes on begins,
+byte for byte, as it did before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+TURN = "\x1e"
+"""Stands before each turn, and nothing after one: then a message that has grown extends its old self too."""
+CALL = "\x1d"
+"""Stands before the name, and before the arguments, of a tool call."""
+
+_ROLES = {
+    "system": "\x01",
+    "developer": "\x01",
+    "user": "\x02",
+    "assistant": "\x03",
+    "tool": "\x04",
+    "function": "\x04",
+}
+_ASIDE = re.compile(r"<(think|thinking|system-reminder)>.*?</\1>", re.DOTALL)
+# A template may have written the opening tag into the prompt.
+_THOUGHT = re.compile(r"\A.{0,1000000}?</think>", re.DOTALL)
+_SPACES = re.compile(r"\s+")
+
+
+class Turn(NamedTuple):
+    """Of the roles `system`, `user`, `assistant`, `tool`; an assistant's text is `spoken`."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """A call's prompt. `run` is set where its client names the run; `tools` are names; `turns` are without `system`."""
+
+    tenant: str
+    call: str
+    system: str
+    tools: tuple[str, ...]
+    turns: Sequence[Turn]
+    run: str = ""
+
+
+def spoken(text: str, calls: Iterable[tuple[str, str]] = ()) -> str:
+    """What an assistant said: its text, then the names and arguments (JSON text) of the tools that it called."""
+    said = "".join(f"{CALL}{name}{CALL}{_SPACES.sub('', arguments)}" for name, arguments in calls)
+    return _THOUGHT.sub("", plain(text)).strip() + said if "</think>" in text else plain(text) + said
+
+
+def plain(text: str) -> str:
+    """A text without reasoning and reminders, and without the white space around it."""
+    if "<think" in text or "<system-reminder>" in text:
+        text = _ASIDE.sub("", text)
+    return text.strip()
+
+
+def flat(system: str, turns: Iterable[Turn]) -> bytes:
+    """A whole conversation as bytes. `system` is as the caller wants it compared."""
+    pieces = [f"{TURN}\x01", system] if system else []
+    for role, text in turns:
+        pieces += (TURN, _ROLES.get(role, "\x05"), text)
+    return "".join(pieces).encode("utf-8", "surrogatepass")
+
+
+def answer(text: str) -> bytes:
+    """An assistant's turn as it stands in a flat conversation that goes on after it."""
+    return f"{TURN}\x03{text}".encode("utf-8", "surrogatepass")

@@ -1,0 +1,269 @@
+"""Which run a call belongs to whose client names none, and at which stage it is.
+
+Each run that may be meant is given a score for what ties the call to it, and the highest one above `ENOUGH` wins:
+
+| evidence | why |
+|---|---|
+| the prompt goes on from what a call of the run asked, and from what it was answered | that is how agents work; a conversation that waits to be gone on from comes before one that others went on from |
+| the prompt is that of a known call | a retry, or one of several samples; at a run's beginning only while the first is young, or had no answer |
+| the prompt quotes what calls of the run said, or were told elsewhere | a fixer quotes SQL, a judge an answer, a sub-agent its task |
+
+Of runs that tie, as two that ask the same do, the one that has waited longest goes first: they take their turns.
+Tenants share nothing, and each has its own bounds: none can join, crowd out or slow down another's runs.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from policies.conversation import Conversation, answer, flat
+from policies.linkage_quotes import Quotes, Reading, read
+from policies.linkage_runs import Passage, Run, Step, Tail
+from policies.linkage_stages import Place, Stages
+from policies.linkage_states import Digest, Match, States, Text
+from policies.linkage_weighing import ENOUGH, ahead, in_turn, scores, tied
+
+How = Literal["named", "extends", "repeats", "quotes", "new"]
+
+_STEPS_MOST, _PASSAGES_MOST = 64, 128
+_SPENT_LEAST = 3
+_READ_FIRST, _READ_LAST = 8_000, 16_000
+"""Bytes of what is new in a prompt that are searched for quotations, at its beginning and at its end."""
+_TOLD_MOST, _SAID_MOST = 512, 768
+"""Shingles that are kept of a call's prompt, and of its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    run: str
+    stage: str
+    how: How
+
+
+class Linkage:
+    """What is known of the calls of late. `runs` and `shingles` are bounds for each tenant, `idle` in seconds."""
+
+    def __init__(
+        self, *, digest: Digest, runs: int = 2000, shingles: int = 400_000, idle: float = 1800.0, tenants: int = 1000
+    ) -> None:
+        self._digest = digest
+        self._runs = runs
+        self._shingles = shingles
+        self._idle = idle
+        self._most = tenants
+        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
+
+    def link(self, asked: Conversation, now: float) -> Link:
+        """The run and the stage of a call that arrives."""
+        tenant = self._tenants.get(asked.tenant)
+        if tenant is None:
+            tenant = _Tenant(self._digest, self._runs, self._shingles, self._idle)
+            self._tenants[asked.tenant] = tenant
+            if len(self._tenants) > self._most:
+                self._tenants.popitem(last=False)
+        self._tenants.move_to_end(asked.tenant)
+        return tenant.link(asked, now)
+
+    def answered(self, tenant: str, call: str, text: str, now: float) -> None:
+        """What a call was answered, as `spoken` writes it: empty where it failed. One that is not known is ignored."""
+        known = self._tenants.get(tenant)
+        if known is not None:
+            known.answered(call, text, now)
+
+    def stages(self, tenant: str) -> int:
+        """How many stages are known of a tenant."""
+        known = self._tenants.get(tenant)
+        return len(known.stages) if known else 0
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A call's prompt as it is compared. `body`: where the system prompt in it ends."""
+
+    content: bytes
+    body: int
+    text: Text
+    shape: object
+    matches: list[Match]
+    place: Place = Place("", "")
+
+    @property
+    def known(self) -> int:
+        """How many of its bytes a known conversation has."""
+        return self.matches[0].length if self.matches else 0
+
+
+class _Choice(NamedTuple):
+    """`match` is how the prompt goes on from the run's conversations, if it does."""
+
+    run: Run
+    how: How
+    match: Match | None = None
+    fresh: Mapping[Passage, int] = MappingProxyType({})
+
+
+class _Tenant:
+    """The runs of one tenant, the least recently heard of first."""
+
+    def __init__(self, digest: Digest, runs: int, shingles: int, idle: float) -> None:
+        self._digest = digest
+        self._runs_most = runs
+        self._shingles_most = shingles
+        self._idle = idle
+        self._runs: OrderedDict[str, Run] = OrderedDict()
+        self._open: dict[str, Step] = {}
+        self._states = States()
+        self._quotes = Quotes()
+        self.stages = Stages()
+
+    def link(self, asked: Conversation, now: float) -> Link:
+        self._forget(now)
+        prompt = self._read(asked)
+        reading = read(self._new_text(prompt))
+        choice = self._named(asked.run, prompt, now) if asked.run else self._choose(prompt, reading, now)
+        if choice is None:
+            choice = _Choice(self._start(f"run-{asked.call}", now), "new")
+        elif self._is_twin(choice):
+            choice = self._part(choice, f"run-{asked.call}", now)
+        self._take(asked.call, prompt, reading, choice, now)
+        return Link(choice.run.id, prompt.place.stage, choice.how)
+
+    def answered(self, call: str, text: str, now: float) -> None:
+        step = self._open.pop(call, None)
+        if step is None or step.tail is None:
+            return
+        step.answered = step.run.last = now
+        tail, step.tail = step.tail, None
+        self._runs.move_to_end(step.run.id)
+        if text:
+            step.silent = False
+            self._states.file(step, Text(answer(text), self._digest, tail).state())
+            step.said = self._keep(read(text[: 8 * _READ_LAST]), step.run, None, _SAID_MOST)
+
+    def _read(self, asked: Conversation) -> _Prompt:
+        """The prompt, the known conversations that it goes on from, and its stage: theirs, where nothing else changed."""
+        system = self.stages.plain(asked.system) if asked.system else ""
+        content = flat(system, asked.turns)
+        text = Text(content, self._digest, Tail(0, 0, b""))
+        shape = (hash(system), asked.tools)
+        body = len(flat(system, ()))
+        prompt = _Prompt(content, body, text, shape, list(self._states.matches(text)))
+        kept = next((match.step.place for match in prompt.matches if match.step.shape == shape), None)
+        first = next((turn.text for turn in asked.turns if turn.role == "user"), "")
+        prompt.place = kept or self.stages.of(asked.system or first, asked.tools, system=bool(asked.system))
+        return prompt
+
+    def _new_text(self, prompt: _Prompt) -> str:
+        """What is new in a prompt; too long, its beginning and its end. What a stage says to all its runs is not."""
+        start = prompt.known or (prompt.body if self.stages.is_settled(prompt.place.text) else 0)
+        content = prompt.content[start:]
+        if len(content) > _READ_FIRST + _READ_LAST:
+            content = content[:_READ_FIRST] + b"\n" + content[-_READ_LAST:]
+        return content.decode("utf-8", "ignore")
+
+    def _named(self, run: str, prompt: _Prompt, now: float) -> _Choice:
+        known = self._runs.get(run) or self._start(run, now)
+        match = next((match for match in prompt.matches if match.step.run is known), None)
+        return _Choice(known, "named", match)
+
+    def _choose(self, prompt: _Prompt, reading: Reading, now: float) -> _Choice | None:
+        known = len(self._runs)
+        found = ahead(prompt.matches, prompt.text.length, known, now)
+        certain = len(found) == 1 and next(iter(found.values())).next
+        quoted = None if certain else self._quotes.quoted(reading, prompt.place.stage, known)
+        sums = scores(found, quoted, known, self._idle, now)
+        if max(sums.values(), default=0.0) < ENOUGH:
+            return None
+        run = in_turn(tied(sums, found), found, prompt.matches, now)
+        fresh = quoted.fresh if quoted is not None else {}
+        if run not in found:
+            return _Choice(run, "quotes", fresh=fresh)
+        match = found[run].match
+        return _Choice(run, "repeats" if match.length == prompt.text.length else "extends", match, fresh)
+
+    def _take(self, call: str, prompt: _Prompt, reading: Reading, choice: _Choice, now: float) -> None:
+        """Remember a call as one of this run."""
+        run = choice.run
+        run.last = now
+        self._runs.move_to_end(run.id)
+        prompt.place = place = self.stages.came(prompt.place, run.places)
+        run.places[place.text] = place.stage
+        self._follow(choice, now)
+        match, again = choice.match, choice.how == "repeats"
+        root = match is None or (again and match.step.root)
+        step = Step(run, call, place, prompt.shape, now, root, prompt.text.tail())
+        if match is not None and again and root:
+            step.twin = match.step.twin = True
+            step.began = match.step.began
+        self._states.file(step, prompt.text.state())
+        run.steps.append(step)
+        self._open[call] = step
+        if len(run.steps) > _STEPS_MOST:
+            self._drop(run.steps.pop(0))
+        self._keep(reading, run, place.stage, _TOLD_MOST)
+
+    def _follow(self, choice: _Choice, now: float) -> None:
+        """What the call goes on from does not wait any more, nor does an answer that it quotes."""
+        match = choice.match
+        if match is not None and choice.how != "repeats":
+            match.step.gap = now - (match.step.answered or now)
+            if match.step.said is not None:
+                match.step.said.spent = True
+        for passage, count in choice.fresh.items():
+            if passage.run is choice.run and count >= min(_SPENT_LEAST, len(passage.shingles) / 2):
+                passage.spent = True
+
+    def _is_twin(self, choice: _Choice) -> bool:
+        """Whether it goes on from one of several equal beginnings, and another of them has been gone on from before.
+
+        Of samples one is taken at most: these were runs of their own that asked the same at the same time.
+        """
+        match = choice.match
+        if match is None or choice.how != "extends" or not match.step.twin or match.step.followed:
+            return False
+        key = match.step.filed[0].key
+        return any(step.twin and step.followed and step.filed[0].key == key for step in choice.run.steps)
+
+    def _part(self, choice: _Choice, name: str, now: float) -> _Choice:
+        """Make a run of its own of a beginning that was taken for a sample."""
+        assert choice.match is not None
+        step, run = choice.match.step, self._start(name, now)
+        choice.run.steps.remove(step)
+        run.steps.append(step)
+        run.places[step.place.text] = step.place.stage
+        step.run = run
+        return _Choice(run, choice.how, choice.match)
+
+    def _keep(self, reading: Reading, run: Run, stage: str | None, most: int) -> Passage:
+        passage = self._quotes.add(reading, run, stage, most)
+        run.passages.append(passage)
+        if len(run.passages) > _PASSAGES_MOST:
+            self._quotes.drop(run.passages.pop(1))
+        return passage
+
+    def _start(self, name: str, now: float) -> Run:
+        run = self._runs[name] = Run(name, now)
+        return run
+
+    def _forget(self, now: float) -> None:
+        """Forget the runs that were heard of least recently, as far as the bounds ask."""
+        while self._runs:
+            oldest = next(iter(self._runs.values()))
+            full = len(self._runs) > self._runs_most or self._quotes.size > self._shingles_most
+            if not full and oldest.last >= now - self._idle:
+                return
+            del self._runs[oldest.id]
+            for step in oldest.steps:
+                self._drop(step)
+            for passage in oldest.passages:
+                self._quotes.drop(passage)
+
+    def _drop(self, step: Step) -> None:
+        self._states.drop(step)
+        self._open.pop(step.call, None)
+

@@ -1,0 +1,170 @@
+"""Which runs a text quotes: word by word, what their calls said and were told, weighed by how few runs hold it.
+
+A text is read as words, so that it is found again inside JSON, in quotes, or indented. What counts are shingles of
+`WORDS` words in a row, and whole lines. A shingle that one run alone holds weighs 1, one that all hold nothing:
+schemas, examples and instructions are in many runs. A single shingle in common may be chance; those that follow one
+another are a quotation, and only they count in full.
+
+What a run was told at a stage is no evidence for another call at this stage: it may be the stage's own text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import log
+from typing import NamedTuple
+
+from policies.linkage_runs import Passage, Run
+
+WORDS = 5
+_HOLDERS_MOST = 8
+_LINE_WORDS = (4, 48)
+_LINE_WEIGHT = 2.0
+_ALONE = 0.25
+_COMMON = 0.05
+_SPENT = 0.4
+
+# Escapes of JSON inside text, doubled where it is JSON inside of JSON.
+_BREAKS = re.compile(r"\\+[nr]")
+_ESCAPES = re.compile(r"\\+(?:[tbf\"'/]|u[0-9a-fA-F]{4})")
+_LINES = re.compile(r"[\n\x1d\x1e]")
+_ASCII = re.compile(r"\w+", re.ASCII)
+# Scripts without spaces: each sign is a word.
+_SIGNS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0002ffff"
+_ANY = re.compile(rf"[{_SIGNS}]|[^\W{_SIGNS}]+")
+_LABEL_CHARS = 24
+
+
+class Reading(NamedTuple):
+    """A text's shingles, each as often as it stands there, and its whole lines; both hashed."""
+
+    shingles: list[int]
+    lines: list[int]
+
+
+def read(text: str) -> Reading:
+    """The words of a text, as shingles and as lines; a line is also read without its label (`Question: …`)."""
+    if "\\" in text:
+        text = _ESCAPES.sub(" ", _BREAKS.sub("\n", text))
+    words: list[str] = []
+    lines: list[int] = []
+    least, most = _LINE_WORDS
+    for line in _LINES.split(text.lower()):
+        find = (_ASCII if line.isascii() else _ANY).findall
+        found = find(line)
+        words += found
+        if least <= len(found) <= most:
+            lines.append(hash(tuple(found)))
+            label, colon, rest = line.partition(":")
+            if colon and len(label) < _LABEL_CHARS:
+                found = find(rest)
+                if len(found) >= least:
+                    lines.append(hash(tuple(found)))
+    behind = (words[place:] for place in range(1, WORDS))
+    return Reading(list(map(hash, zip(words, *behind, strict=False))), lines)
+
+
+class Quoted(NamedTuple):
+    """How much a text quotes of what each run said, and was told; `fresh`: what had not been quoted, by shingles."""
+
+    said: dict[Run, float]
+    told: dict[Run, float]
+    fresh: dict[Passage, int]
+
+
+class Quotes:
+    """What the runs of one tenant said and were told. `size` counts shingles, one for each run that holds it."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._held: dict[int, list[Passage]] = {}
+        # Holders that the lists above have no room for.
+        self._more: dict[int, int] = {}
+
+    def add(self, reading: Reading, run: Run, stage: str | None, most: int) -> Passage:
+        """Remember at most so many shingles; what the run holds already stays with the passage that had it first."""
+        passage = Passage(run, stage)
+        kept = reading.shingles
+        if len(kept) > most:
+            kept = kept[: most - most // 3] + kept[-(most // 3) :]
+        for shingle in {*kept, *reading.lines[:most]}:
+            self._hold(shingle, passage)
+        self.size += len(passage.shingles)
+        return passage
+
+    def _hold(self, shingle: int, passage: Passage) -> None:
+        holders = self._held.get(shingle)
+        if holders is None:
+            self._held[shingle] = [passage]
+        elif any(holder.run is passage.run for holder in holders):
+            return
+        else:
+            holders.append(passage)
+            if len(holders) > _HOLDERS_MOST:
+                holders.pop(0)
+                self._more[shingle] = self._more.get(shingle, 0) + 1
+        passage.shingles.append(shingle)
+
+    def drop(self, passage: Passage) -> None:
+        """Forget a passage."""
+        for shingle in passage.shingles:
+            holders = self._held.get(shingle, [])
+            if passage in holders:
+                holders.remove(passage)
+                if not holders:
+                    del self._held[shingle]
+                    self._more.pop(shingle, None)
+            elif (more := self._more.get(shingle, 0)) > 1:
+                self._more[shingle] = more - 1
+            else:
+                self._more.pop(shingle, None)
+        self.size -= len(passage.shingles)
+        passage.shingles = []
+
+    def quoted(self, reading: Reading, stage: str, runs: int) -> Quoted:
+        """What of the runs a text of this stage quotes, of so many known runs."""
+        scale = 1 / log(runs + 2)
+        found = Quoted({}, {}, {})
+        last: dict[Run, int] = {}
+        seen: set[int] = set()
+        held = self._held
+        for place, shingle in enumerate(reading.shingles):
+            holders = held.get(shingle)
+            if holders is None or shingle in seen:
+                continue
+            seen.add(shingle)
+            weight = self._rarity(shingle, holders, scale)
+            if weight <= _COMMON:
+                continue
+            for holder in holders:
+                if holder.stage == stage:
+                    continue
+                run = holder.run
+                row = last.get(run) == place - 1
+                last[run] = place
+                _add(found, holder, weight if row else weight * _ALONE)
+                if holder.stage is None and not holder.spent:
+                    found.fresh[holder] = found.fresh.get(holder, 0) + 1
+        for line in set(reading.lines):
+            holders = held.get(line, [])
+            weight = _LINE_WEIGHT * self._rarity(line, holders, scale) if holders else 0.0
+            for holder in holders if weight > _COMMON else ():
+                if holder.stage != stage:
+                    _add(found, holder, weight)
+        return found
+
+    def _rarity(self, shingle: int, holders: Sequence[Passage], scale: float) -> float:
+        """1 where none of many runs holds it, 0 where all do."""
+        count = len(holders)
+        if count == _HOLDERS_MOST:
+            count += self._more.get(shingle, 0)
+        return 1.0 - log(count + 1) * scale
+
+
+def _add(found: Quoted, holder: Passage, weight: float) -> None:
+    run = holder.run
+    if holder.stage is not None:
+        found.told[run] = found.told.get(run, 0.0) + weight
+    else:
+        found.said[run] = found.said.get(run, 0.0) + (weight * _SPENT if holder.spent else weight)

@@ -1,0 +1,101 @@
+"""Comments that keep a connection alive while a call waits: between events, and only until there is one."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.gateway.recorder import CHUNKS, JSON, Answer, Exchange, Recorder, recording
+from tests.gateway.support import CHAT, Running, attached, chat, error_of, events, running, settled, until, written
+
+OFTEN = {"port": 0, "keep_alive": "20ms"}
+
+
+class Slow:
+    """An engine that answers when it is told to."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.go = asyncio.Event()
+        self._answer = answer
+
+    async def __call__(self, exchange: Exchange) -> None:
+        await self.go.wait()
+        await self._answer(exchange)
+
+
+def gateway(engine: Recorder, folder: Path, server: dict[str, Any] = OFTEN) -> AbstractAsyncContextManager[Running]:
+    return running(folder, written({"default": attached(engine.url)}, server=server))
+
+
+async def chunks(exchange: Exchange) -> None:
+    await exchange.pieces(CHUNKS)
+
+
+async def refusal(exchange: Exchange) -> None:
+    await exchange.whole(b'{"error": {"message": "too long"}}', status=400, headers=JSON)
+
+
+async def asked(up: Running, slow: Slow, **more: Any) -> tuple[httpx.Response, str]:
+    """A stream whose engine begins once three comments have come."""
+    async with up.http.stream("POST", CHAT, json=chat(stream=True, **more)) as reply:
+        text = ""
+        async for piece in reply.aiter_text():
+            text += piece
+            if text.count(": keep-alive\n\n") == 3:
+                slow.go.set()
+    return reply, text
+
+
+async def test_comments_come_before_the_answer_and_not_in_it(tmp_path: Path) -> None:
+    slow = Slow(chunks)
+    async with recording(slow) as engine, gateway(engine, tmp_path) as up:
+        reply, text = await asked(up, slow)
+        comments, _, answer = text.rpartition(": keep-alive\n\n")
+        assert answer.encode() == b"".join(CHUNKS)
+        assert set(comments.split("\n\n")) <= {": keep-alive", ""}
+        assert reply.headers["x-workflow-id"]
+        await settled(up.gateway)
+
+
+async def test_a_refusal_after_the_first_comment_is_told_in_the_stream(tmp_path: Path) -> None:
+    slow = Slow(refusal)
+    async with recording(slow) as engine, gateway(engine, tmp_path) as up:
+        reply, text = await asked(up, slow)
+        assert reply.status_code == 200
+        assert "too long" in events(text)[-1]
+        assert "[DONE]" not in text
+        await settled(up.gateway)
+
+
+async def test_a_client_that_leaves_while_it_is_kept_waiting_gives_its_place_back(tmp_path: Path) -> None:
+    left = asyncio.Event()
+
+    async def silent(exchange: Exchange) -> None:
+        await exchange.left()
+        left.set()
+
+    async with recording(silent) as engine, gateway(engine, tmp_path) as up:
+        async with up.http.stream("POST", CHAT, json=chat(stream=True)) as reply:
+            await anext(reply.aiter_text())
+        await settled(up.gateway)
+        await asyncio.wait_for(left.wait(), 10)
+
+
+@pytest.mark.parametrize("server", [OFTEN, {"port": 0}])
+async def test_whole_answers_and_gateways_that_are_not_told_to_know_no_comments(
+    tmp_path: Path, server: dict[str, Any]
+) -> None:
+    slow = Slow(refusal)
+    stream = server is not OFTEN
+    async with recording(slow) as engine, gateway(engine, tmp_path, server) as up:
+        asking = asyncio.create_task(up.http.post(CHAT, json=chat(stream=stream)))
+        await until(lambda: bool(engine.seen), "the call to be there")
+        asyncio.get_running_loop().call_later(0.1, slow.go.set)
+        reply = await asking
+        assert (reply.status_code, error_of(reply)["message"]) == (400, "too long")
+        await settled(up.gateway)
