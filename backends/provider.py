@@ -48,7 +48,7 @@ def lack_of(python: str | None) -> str:
 
     None stands for our own. Starts a short process.
     """
-    command = [python or sys.executable, "-c", _ASK_VERSION]
+    command = [python or sys.executable, "-P", "-c", _ASK_VERSION]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -163,7 +163,7 @@ class ProviderCluster:
 def _options(arguments: Mapping[str, object], *, token: str, python: str, ready: float) -> LaunchOptions:
     told = {"token": token, "arguments": {**arguments, "num_retries": 0, "max_retries": 0}}
     return LaunchOptions(
-        command=(python, "-c", _BOOT, str(Path(__file__).parent)),
+        command=(python, "-P", "-c", _BOOT, str(Path(__file__).parent)),
         env={SETTINGS: json.dumps(told)},
         ready=ready,
         grace=2.0,

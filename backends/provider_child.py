@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -142,12 +142,12 @@ class Child:
             answer = await library[surface.function](**arguments)
             if not hasattr(answer, "__aiter__"):
                 return web.Response(body=whole(surface, cast(Json, answer)), content_type="application/json")
-            stream = cast(AsyncIterator[Item], answer)
+            stream = cast(AsyncIterable[Item], answer)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
             return _failed(error, surface)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(_close, stream)
-            return await _streamed(request, surface, stream, Events(surface, usage=wants_usage(document)))
+            return await _streamed(request, surface, aiter(stream), Events(surface, usage=wants_usage(document)))
 
     def _with_headers(self, request: web.Request) -> Json:
         sent = {name: value for name in HEADERS if (value := request.headers.get(name)) is not None}
@@ -161,26 +161,21 @@ async def _streamed(
 ) -> web.StreamResponse:
     """Pass a stream on, beginning with its first event: what goes wrong before it still has a status."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-    began = False
-    try:
-        async for item in stream:
-            if piece := events.add(item):
-                if not began:
-                    await response.prepare(request)
-                    began = True
-                await response.write(piece)
-    except ConnectionError:  # nobody reads any more
-        return response
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-        if not began:
-            return _failed(error, surface)
-        _log.warning("stream broke off surface=%s error=%s", surface.name, _kinds(error))
-        if request.transport is not None:
-            request.transport.abort()
-        return response
-    if not began:
-        await response.prepare(request)
-    await response.write(events.end())
+    item: Item | None = b""
+    while item is not None:
+        try:
+            item = await anext(stream, None)
+            piece = events.end() if item is None else events.add(item)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+            if not response.prepared:
+                return _failed(error, surface)
+            _log.warning("stream broke off surface=%s error=%s", surface.name, _kinds(error))
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+        if piece or item is None:
+            await response.prepare(request)
+            await response.write(piece)
     await response.write_eof()
     return response
 
@@ -251,9 +246,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     port = parser.parse_args().port
     settings = json.loads(os.environ.pop(SETTINGS))
-    status = asyncio.run(serve(Child(token=settings["token"], arguments=settings["arguments"]), port))
-    sys.stderr.flush()
-    os._exit(status)  # LiteLLM leaves threads behind that would be waited for
+    return asyncio.run(serve(Child(token=settings["token"], arguments=settings["arguments"]), port))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Stands in for the accounting of LiteLLM's proxy, to which the library's streams of Messages report.
+"""Stands in for the part of LiteLLM's proxy that accounts for streams of Messages: the library sends them through it.
 
-Without it they import the proxy, and with it 40 packages that the library itself can do without. Nothing is lost:
-what an answer costs is counted by the gateway.
+Otherwise the library imports the proxy, and with it 40 packages that it can do without itself. Nothing is lost: what
+an answer costs is counted by the gateway.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
 from types import ModuleType
-from typing import Final
+from typing import Final, Protocol
 
 _PACKAGE: Final = "litellm.proxy.pass_through_endpoints"
 
@@ -17,8 +18,25 @@ class PassThroughEndpointLogging:
     """Is made once, and only handed on."""
 
 
+class Streamed(Protocol):
+    """A provider's answer as it comes."""
+
+    def aiter_bytes(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None: ...
+
+
 class PassThroughStreamingHandler:
-    """Is told how streams ended."""
+    """Passes streams on, and is told how they ended."""
+
+    @staticmethod
+    async def chunk_processor(response: Streamed, **_: object) -> AsyncIterator[bytes]:
+        """The bytes of a stream as they come."""
+        try:
+            async for piece in response.aiter_bytes():
+                yield piece
+        finally:
+            await response.aclose()
 
     @staticmethod
     async def route_streaming_logging_to_handler(**_: object) -> None:

@@ -65,24 +65,29 @@ class Caller:
             return identity
         return replace(identity, priority=priority, deadline=budget)
 
+    def may(self, pools: Iterable[str], names: Iterable[str]) -> bool:
+        """Whether all these pools may serve its calls, and a model that goes by any of these names."""
+        return all(map(self.may_use, pools)) and self._may_ask(names)
+
+    def check(self, pools: Iterable[str], names: Sequence[str]) -> None:
+        """As `may`. Raises ApiError 403 for what may not."""
+        for pool in pools:
+            self.check_pool(pool)
+        if not self._may_ask(names):
+            message = f"this API key may not use the model '{shown(names[0])}'"
+            raise forbidden(message, code="model_not_allowed", param="model")
+
+    def check_pool(self, pool: str) -> None:
+        """Raises ApiError 403 for a pool that may not serve its calls."""
+        if not self.may_use(pool):
+            raise forbidden(f"this API key may not use the pool '{pool}'", code="pool_not_allowed")
+
     def may_use(self, pool: str) -> bool:
         """Whether a pool may serve its calls."""
         return self.pools is None or any(fnmatchcase(pool, pattern) for pattern in self.pools)
 
-    def may_ask(self, *names: str) -> bool:
-        """Whether a model that goes by these names may serve its calls."""
+    def _may_ask(self, names: Iterable[str]) -> bool:
         return self.models is None or any(fnmatchcase(name, one) for name in names for one in self.models)
-
-    def check_pool(self, pool: str) -> None:
-        """Raises ApiError 403."""
-        if not self.may_use(pool):
-            raise forbidden(f"this API key may not use the pool '{pool}'", code="pool_not_allowed")
-
-    def check_model(self, *names: str) -> None:
-        """Let a model be asked, by any of the names that led to it. Raises ApiError 403 that tells the first one."""
-        if not self.may_ask(*names):
-            message = f"this API key may not use the model '{shown(names[0])}'"
-            raise forbidden(message, code="model_not_allowed", param="model")
 
 
 class Access:
@@ -177,7 +182,7 @@ class Access:
         self.tenants = frozenset(caller.tenant for _, caller in self._specs.values())
 
     def _caller(self, key: ApiKey, before: tuple[ApiKey, Caller] | None) -> Caller:
-        if before is not None and before[0] == key:
+        if before is not None and before[0] is key:
             return before[1]
         for where, message in strangers(self._config, key):
             _log.warning("key %s: %s: %s", key.public, spelled(where), message)

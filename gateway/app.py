@@ -30,7 +30,8 @@ from gateway.openai.errors import (
     wrong_method,
 )
 from gateway.surfaces.catalog import PATHS
-from gateway.surfaces.wording import wording_of
+from gateway.surfaces.models import card, listed
+from gateway.surfaces.wording import ANTHROPIC, OPENAI, Wording, wording_of
 
 MCP = "/mcp"
 GUARDED = ("/v1/", MCP, "/tokenize", "/detokenize")
@@ -165,20 +166,18 @@ class _Raw:
 
 def _models(gateway: Gateway) -> Endpoint:
     async def endpoint(request: Request) -> Response:
+        anthropic = "anthropic-version" in request.headers
         try:
-            listed = [
-                {"id": name, "object": "model", "created": gateway.started, "owned_by": "cortex"}
-                for name in gateway.directory.models()
-            ]
+            caller, directory = request.scope["state"]["caller"], gateway.directory
+            known = [name for name in directory.models() if caller.may(*directory.behind(name))]
             wanted = request.path_params.get("model")
             if wanted is None:
-                return _json({"object": "list", "data": listed})
-            found = next((model for model in listed if model["id"] == wanted), None)
-            if found is None:
-                raise not_found("model", wanted, gateway.directory.models())
-            return _json(found)
+                return _json(listed(known, gateway.started, anthropic=anthropic))
+            if wanted not in known:
+                raise not_found("model", wanted, known)
+            return _json(card(wanted, gateway.started, anthropic=anthropic))
         except ApiError as error:
-            return _error(error)
+            return _error(error, ANTHROPIC if anthropic else OPENAI)
 
     return endpoint
 
@@ -231,5 +230,5 @@ def _json(document: object, status: int = 200) -> Response:
     return Response(orjson.dumps(document), status, media_type="application/json")
 
 
-def _error(error: ApiError) -> Response:
-    return Response(error.body(), error.status, headers=dict(error.headers), media_type="application/json")
+def _error(error: ApiError, wording: Wording = OPENAI) -> Response:
+    return Response(wording.body(error), error.status, headers=dict(error.headers), media_type="application/json")

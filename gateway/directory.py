@@ -84,6 +84,14 @@ class Directory:
             pool = stage.pool or by_model
         return Target(pool, self._pools[pool].model or model)
 
+    def behind(self, model: str) -> tuple[frozenset[str], tuple[str, ...]]:
+        """The pools that serve a name of `models` where no stage leads elsewhere, and the names that it goes by."""
+        if model.startswith(WHOLE):
+            stages = self._config.workflows[model.removeprefix(WHOLE)].stages.values()
+            return frozenset(stage.pool for stage in stages if stage.pool), (model,)
+        pool = self._pool_of(model)
+        return frozenset((pool,)), (model, self._pools[pool].model or model)
+
     def known_as(self, target: Target, model: str) -> tuple[str, ...]:
         """The names of what serves a call: the one that its client asked for, unless the stage has led the call away
         from it, and the one that the engines know."""

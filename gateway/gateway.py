@@ -84,6 +84,7 @@ class Gateway:
         resident = self.residence.resident() if self.residence is not None else {}
         metrics.engines.measure(dispatcher, resident, self.runtime.now())
         metrics.runs.tracked.set(len(dispatcher.runs))
+        metrics.requests.measure(keys=self.access.count, broken=self.access.broken)
         metrics.stores.measure(
             self.state.artifacts.memory.shelf,
             readers=self.state.events.readers,

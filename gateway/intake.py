@@ -153,7 +153,7 @@ class Intake:
         self._abilities.check(target.pool, endpoint)
         call = self.llm_call(asked, payload, target.pool)
         if workflow is not None:
-            self._check_walk(asked.caller, payload.model, workflow)
+            asked.caller.check(*self._directory.behind(payload.model))
         if asked.allowance is not None:
             each = call.expected_output or payload.max_tokens or 0
             asked.allowance.reserve(call.prompt_tokens + payload.n * each)
@@ -177,18 +177,10 @@ class Intake:
         made = self._responses.find(asked.caller.tenant, before)
         return replace(call, only=made.engine) if made is not None else call
 
-    def _check_walk(self, caller: Caller, model: str, workflow: Workflow) -> None:
-        """Raises ApiError 403 where a key lets its callers use a part of the workflow only, or none."""
-        caller.check_model(model)
-        for stage in workflow.stages.values():
-            if stage.pool is not None:
-                caller.check_pool(stage.pool)
-
     def target(self, asked: Asked, model: str) -> Target:
         """Where a client's calls to a model go. Raises ApiError."""
         target = self._directory.target(asked.identity, model)
-        asked.caller.check_pool(target.pool)
-        asked.caller.check_model(*self._directory.known_as(target, model))
+        asked.caller.check((target.pool,), self._directory.known_as(target, model))
         return target
 
     def llm_call(self, asked: Asked, payload: Payload, pool: str, *, stage: str | None = None) -> Call:

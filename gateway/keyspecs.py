@@ -6,6 +6,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, field_validator
@@ -92,11 +93,11 @@ class ApiKey(Part):
     priority: PriorityRange = Field(default_factory=PriorityRange)
     expires: MomentOrNone = None
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         return digest_in(self.hash or self.key or "")
 
-    @property
+    @cached_property
     def public(self) -> str:
         """What the key is called in lists and logs."""
         return self.id or self.digest.hex()[:10]

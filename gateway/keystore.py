@@ -96,9 +96,12 @@ def checked(
     digests: set[bytes] = set()
     for index, entry in enumerate(listed):
         old = known.get(str(entry.get("id"))) if known else None
-        key = old[1] if old is not None and old[0] == entry else _read(entry, index)
-        if check is not None and (complaint := check(key)):
-            raise KeyFileError(f"keys[{index}].{complaint}")
+        if old is not None and old[0] == entry:
+            key = old[1]
+        else:
+            key = _read(entry, index)
+            if check is not None and (complaint := check(key)):
+                raise KeyFileError(f"keys[{index}].{complaint}")
         if key.public in found or key.digest in digests:
             raise KeyFileError(f"keys[{index}]: the same key stands further up")
         found[key.public] = entry, key

@@ -38,6 +38,8 @@ METRICS = (
     Metric("cortex_loop_lag_seconds", "histogram", "By how much the event loop was late.", (), _OWN),
     Metric("cortex_build_info", "gauge", "The version that runs.", ("version",)),
     Metric("cortex_journal_dropped", "gauge", "Journal steps that were not written."),
+    Metric("cortex_keys", "gauge", "API keys that are known."),
+    Metric("cortex_keys_file_broken", "gauge", "1 where the file of keys is not in force as it is."),
     # calls
     Metric("cortex_identity_total", "counter", "Calls by what named them.", ("source",)),
     Metric("cortex_calls_total", "counter", "Calls ended, by outcome and source.", ("outcome", "source")),

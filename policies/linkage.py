@@ -266,4 +266,3 @@ class _Tenant:
     def _drop(self, step: Step) -> None:
         self._states.drop(step)
         self._open.pop(step.call, None)
-

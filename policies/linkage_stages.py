@@ -141,7 +141,12 @@ class Stages:
             return place
         known.runs += 1
         stage = known.stage
-        if stage.name == place.text or stage.texts > _FEW_TEXTS or stage.name not in before.values() or not stage.core:
+        if (
+            stage.name == place.text
+            or stage.texts > _FEW_TEXTS
+            or stage.name not in before.values()
+            or not stage.core
+        ):
             return place
         stage.texts -= 1
         known.stage = _Stage(place.text, frozenset(), ())

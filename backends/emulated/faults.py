@@ -13,10 +13,14 @@ COUNTED = ("die_after", "stall_after", "garbage_after", "status")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`refuse`, `hang`, `die_before`, `html`; with a number `die_after`, `stall_after`, `garbage_after`, `status`."""
+    """`refuse`, `hang`, `die_before`, `html`; with a number `die_after`, `stall_after`, `garbage_after`, `status`.
+
+    `retry_after` is a header of the answer, in seconds.
+    """
 
     kind: str
     number: int = 0
+    retry_after: int | None = None
 
     @property
     def midway(self) -> bool:
@@ -28,10 +32,12 @@ def read_fault(header: str | None) -> Fault | None:
     """The fault that the header asks for. Raises Refusal for one that does not exist."""
     if header is None:
         return None
+    header, _, later = header.partition(";retry_after=")
+    retry_after = int(later) if later.isascii() and later.isdigit() else None
     kind, _, number = header.partition("=")
     if kind in PLAIN and not number:
-        return Fault(kind)
+        return Fault(kind, retry_after=retry_after)
     if kind in COUNTED and number.isascii() and number.isdigit() and (kind != "status" or 400 <= int(number) < 600):
-        return Fault(kind, int(number))
+        return Fault(kind, int(number), retry_after)
     known = ", ".join([*PLAIN, *(f"{name}=N" for name in COUNTED)])
     raise Refusal(400, "BadRequestError", f"no fault {header!r} (known: {known})", HEADER)

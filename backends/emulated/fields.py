@@ -9,10 +9,16 @@ import orjson
 
 
 class Refusal(Exception):
-    """A request that is answered with an error; `kind` is the `type` of vLLM's error body."""
+    """A request that is answered with an error; `kind` is the `type` of vLLM's error body.
 
-    def __init__(self, status: int, kind: str, message: str, param: str | None = None) -> None:
+    `retry_after` is a header of the answer, in seconds.
+    """
+
+    def __init__(
+        self, status: int, kind: str, message: str, param: str | None = None, retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
         self.status = status
         self.kind = kind
         self.param = param

@@ -97,6 +97,17 @@ def listed_items(wanted: Wanted) -> dict[str, Any]:
     return {"object": "list", "data": items, **ends}
 
 
+def namespaces(tools: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+    """The namespace of each function that is offered in one, by the function's name."""
+    return {
+        member["name"]: tool["name"]
+        for tool in tools
+        if tool["type"] == "namespace" and is_text(tool.get("name"))
+        for member in objects(tool, "tools")
+        if is_text(member.get("name"))
+    }
+
+
 def answer_messages(answer: Answer) -> list[dict[str, Any]]:
     """The answer as the chat message that the next request's conversation has."""
     said = "".join(part.text for part in answer.parts() if part.name is None)
@@ -194,7 +205,7 @@ def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def _callable(tools: list[dict[str, Any]], choice: object) -> frozenset[str]:
-    names = frozenset(tool["name"] for tool in tools if tool["type"] == "function")
+    names = frozenset(tool["name"] for tool in tools if tool["type"] == "function").union(namespaces(tools))
     if choice == "none":
         return frozenset()
     if isinstance(choice, dict):

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from backends.emulated.answers import Answer, Part, Piece
+from backends.emulated.responses import namespaces
 from backends.emulated.wire import Counts
 
 Item = dict[str, Any]
@@ -21,6 +22,7 @@ class ResponseWire:
 
     def __init__(self, members: Mapping[str, Any]) -> None:
         self._members = members
+        self._namespaces = namespaces(members["tools"])
         self._id = str(members["id"]).removeprefix("resp_")
         self._number = 0
         self._index = 0
@@ -111,7 +113,9 @@ class ResponseWire:
             content = [] if status == "in_progress" else [_text(part.text)]
             return item | {"type": "message", "role": "assistant", "content": content}
         call = f"call_{self._id}" + (f"_{part.number}" if part.number else "")
-        return item | {"type": "function_call", "call_id": call, "name": part.name, "arguments": part.text}
+        call_item = {"type": "function_call", "call_id": call, "name": part.name, "arguments": part.text}
+        own = {"namespace": self._namespaces[part.name]} if part.name in self._namespaces else {}
+        return item | call_item | own
 
     def _item_id(self, index: int, part: Part) -> str:
         return f"{'msg' if part.name is None else 'fc'}_{self._id}_{index}"

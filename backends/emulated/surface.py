@@ -315,7 +315,8 @@ def _fail(fault: Fault) -> Response | Silence:
     if fault.kind in ("hang", "die_before"):
         return Silence(fault)
     status = 503 if fault.kind == "refuse" else fault.number
-    raise Refusal(status, responses.get(status, "Unknown"), f"the request asked for this fault: {fault.kind}")
+    message = f"the request asked for this fault: {fault.kind}"
+    raise Refusal(status, responses.get(status, "Unknown"), message, retry_after=fault.retry_after)
 
 
 def _refuse(request: Request, error: Exception) -> Response:
@@ -324,6 +325,8 @@ def _refuse(request: Request, error: Exception) -> Response:
     body = error.anthropic_body() if anthropic else error.body()
     response = Response(body, error.status, media_type="application/json")
     response.raw_headers += _request_id(request)
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
     return response
 
 

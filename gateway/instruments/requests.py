@@ -16,6 +16,8 @@ class RequestMetrics:
         self._own = made.histogram("cortex_gateway_seconds")
         self._lag = made.histogram("cortex_loop_lag_seconds")
         self._identity = made.counter("cortex_identity_total")
+        self._keys = made.gauge("cortex_keys")
+        self._broken = made.gauge("cortex_keys_file_broken")
 
     def answered(self, endpoint: str, status: int, seconds: float, own: float) -> None:
         """Count an answer; `own` is the part of its time in which it waited for nobody."""
@@ -33,6 +35,11 @@ class RequestMetrics:
     def named(self, source: str) -> None:
         """Count which channel told whose call it was."""
         self._identity(source).inc()
+
+    def measure(self, *, keys: int, broken: bool) -> None:
+        """Note how many API keys are known, and whether their file is of no effect as it is."""
+        self._keys().set(keys)
+        self._broken().set(broken)
 
     def late(self, seconds: float) -> None:
         """Note by how much the event loop was late."""

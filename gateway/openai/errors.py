@@ -61,7 +61,8 @@ NO_RETRY = ("X-Should-Retry", "false")
 class ApiError(Exception):
     """An error as the client will see it; `code` must be one of ERRORS.
 
-    `param` names the header, the member of the body or the path at fault. `headers` go with the reply. The message
+    `param` names the header, the member of the body or the path at fault. `headers` go with the reply, and `details`
+    where the client's surface has a place for them. The message
     is written for the client: no address and no path of an engine may be in it.
     """
 
@@ -72,12 +73,14 @@ class ApiError(Exception):
         code: str,
         param: str | None = None,
         headers: Iterable[tuple[str, str]] = (),
+        details: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.type = ERRORS[code]
         self.code = code
         self.message = message
         self.param = param
+        self.details = details
         self.headers = (*headers, *((NO_RETRY,) if code in FINAL else ()))
 
     def body(self) -> bytes:

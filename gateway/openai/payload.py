@@ -279,11 +279,15 @@ def _are_tokens(ids: list[Any]) -> bool:
 
 
 def _tool_names(tools: Sequence[object]) -> tuple[str, ...]:
-    names = []
+    """The names of the functions among the tools, and of those in a namespace of Responses."""
+    names: list[str] = []
     for index, tool in enumerate(tools):
         if type(tool) is not dict:
             raise ill_formed(f"tools[{index}]", "must be an object")
-        function = tool.get("function")
+        function, members = tool.get("function"), tool.get("tools")
+        if tool.get("type") == "namespace" and type(members) is list:
+            names += _tool_names([member for member in members if type(member) is dict and "tools" not in member])
+            continue
         name = function.get("name") if type(function) is dict else tool.get("name")
         if type(name) is str:
             names.append(name)

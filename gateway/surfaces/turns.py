@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import orjson
 
-from gateway.openai.errors import ill_formed, missing
+from gateway.openai.errors import ApiError, ill_formed, missing
 
 Json = dict[str, Any]
 
@@ -64,6 +64,8 @@ def _add_item(turns: list[Json], item: Json, where: str) -> None:
 
 def messages_turns(document: Mapping[str, Any]) -> list[Json]:
     """The `system` and the `messages` of a body for Messages. Raises ApiError that names what is wrong."""
+    if document.get("thread") is not None:
+        raise _no_threads()
     turns: list[Json] = []
     system = document.get("system")
     if system is not None:
@@ -82,6 +84,18 @@ def messages_turns(document: Mapping[str, Any]) -> list[Json]:
             raise ill_formed(f"messages[{index}].role", "must be a string")
         _add_message(turns, message["role"], message.get("content"))
     return turns
+
+
+def _no_threads() -> ApiError:
+    """No engine keeps a thread: one that passes over the member would answer to the last message alone. Anthropic's
+    clients send the whole conversation when they are told in these words."""
+    unsupported = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return ApiError(
+        "thread: is not supported here: send the whole conversation",
+        code="invalid_value",
+        param="thread",
+        details=unsupported,
+    )
 
 
 def _add_message(turns: list[Json], role: str, content: object) -> None:

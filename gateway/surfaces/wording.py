@@ -69,7 +69,8 @@ class Anthropic:
 
     def _document(self, error: ApiError) -> bytes:
         kind = _ANTHROPIC_TYPES.get(error.status, "api_error")
-        return orjson.dumps({"type": "error", "error": {"type": kind, "message": error.message}})
+        details = {} if error.details is None else {"details": error.details}
+        return orjson.dumps({"type": "error", "error": {"type": kind, "message": error.message, **details}})
 
 
 OPENAI, RESPONSES, ANTHROPIC = OpenAi(), Responses(), Anthropic()

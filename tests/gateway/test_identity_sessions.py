@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.identity import NOBODY, Identity, Place, read_identity
-from gateway.sessions import SESSIONS
+from gateway.sessions import SESSIONS, SessionSource
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -44,10 +44,10 @@ def read(headers: dict[str, str] | None = None, body: dict[str, Any] | None = No
     ],
 )
 def test_every_field_names_the_run_and_nothing_else(
-    headers: dict[str, str], body: dict[str, Any], run: str, source: str
+    headers: dict[str, str], body: dict[str, Any], run: str, source: SessionSource
 ) -> None:
     identity = read(headers, body, tenant="a", responses=Kept())
-    assert identity == Identity(run=run, source=source, weak=source == "trace")  # type: ignore[arg-type]
+    assert identity == Identity(run=run, source=source, weak=source == "trace")
 
 
 @pytest.mark.parametrize(

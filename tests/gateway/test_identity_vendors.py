@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -63,7 +64,9 @@ CONTEXT = {
 }
 
 
-def read(headers: dict[str, str | bytes] | None = None, body: dict[str, Any] | None = None, **more: Any) -> Identity:
+def read(
+    headers: Mapping[str, str | bytes] | None = None, body: dict[str, Any] | None = None, **more: Any
+) -> Identity:
     given = [
         (name.lower().encode(), value if isinstance(value, bytes) else value.encode())
         for name, value in (headers or {}).items()

@@ -158,12 +158,6 @@ async def test_engines_are_told_run_request_and_order_but_no_secret(site: Site) 
         assert gone not in everything
 
 
-async def test_an_engine_is_told_the_clients_own_session_where_it_has_one(site: Site) -> None:
-    await site.post(chat(), X_Workflow_Id="run-8", X_Session_ID="conversation-1")
-    assert site.last.header("X-Session-ID") == "conversation-1"
-    assert json.dumps(site.last.headers).lower().count("x-session-id") == 1
-
-
 async def test_an_earlier_deadline_is_an_earlier_place_in_the_engine(site: Site) -> None:
     places = []
     for deadline in ("60000", "600000"):

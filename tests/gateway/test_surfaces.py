@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,38 @@ async def test_a_stream_that_breaks_ends_with_an_error_of_its_surface(tmp_path: 
             assert last["sequence_number"] == len(data_of(reply.text)) - 1
         else:
             assert last["error"]["type"] == "api_error"
+
+
+async def test_threads_are_refused_in_the_words_that_anthropics_clients_recover_from(tmp_path: Path) -> None:
+    async with surfaces(tmp_path, FAST) as (up, _):
+        body = {"model": MODEL, "thread": {"type": "create"}, **ASK["/v1/messages"]}
+        reply = await up.http.post("/v1/messages", json=body)
+        assert (reply.status_code, error_of(reply)["type"]) == (400, "invalid_request_error")
+        assert error_of(reply)["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
+def test_functions_in_a_namespace_are_tools_too() -> None:
+    tools = [
+        {"type": "namespace", "name": "agents", "tools": [{"type": "function", "name": "spawn"}]},
+        {"name": "look"},
+    ]
+    body = json.dumps({"model": MODEL, "input": "hi", "tools": tools}).encode()
+    assert parse(body, endpoint="responses").tools == ("spawn", "look")
+
+
+@pytest.mark.parametrize("model", [None, MODEL])
+async def test_models_are_listed_in_the_shape_of_whoever_asks(tmp_path: Path, model: str | None) -> None:
+    async with surfaces(tmp_path, FAST) as (up, _):
+        path = f"/v1/models/{model}" if model else "/v1/models"
+        listed = (await up.http.get(path)).json()
+        theirs = (await up.http.get(path, headers={"anthropic-version": "2023-06-01"})).json()
+        if model is None:
+            assert theirs["has_more"] is False
+            assert (theirs["first_id"], theirs["last_id"]) == (MODEL, MODEL)
+            listed, theirs = listed["data"][0], theirs["data"][0]
+        assert (listed["object"], listed["id"]) == ("model", MODEL)
+        assert (theirs["type"], theirs["id"], theirs["display_name"]) == ("model", MODEL, MODEL)
+        assert datetime.fromisoformat(theirs["created_at"]).timestamp() == listed["created"]
 
 
 async def test_an_unknown_run_is_not_told_of(tmp_path: Path) -> None:

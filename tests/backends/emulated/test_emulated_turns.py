@@ -96,8 +96,7 @@ class StoredAgent(ResponseAgent):
     """One that sends only what is new, and has the engine remember the rest."""
 
     def body(self) -> dict[str, Any]:
-        body = super().body() | {"previous_response_id": getattr(self, "last", None)}
-        return body
+        return super().body() | {"previous_response_id": getattr(self, "last", None)}
 
     def take(self, reply: Any) -> None:
         super().take(reply)

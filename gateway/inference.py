@@ -1,0 +1,181 @@
+"""What inference hears of a call: its conversation as it comes in, and its answer as it goes out, on any surface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import orjson
+
+from gateway.openai import sse
+from gateway.openai.payload import Json, Payload
+from gateway.openai.prompt import prompt_view, text_of
+from policies.conversation import Conversation, Turn, plain, spoken
+
+ANSWER_MOST = 1024 * 1024
+"""Characters of an answer that are heard."""
+
+_SYSTEM = ("system", "developer")
+_THOUGHTS = frozenset(("thinking", "redacted_thinking", "reasoning"))
+_ENDS = (b"response.completed", b"response.incomplete")
+_HEAD = 96
+"""Bytes of an event within which its type stands."""
+
+
+def conversation(payload: Payload, *, tenant: str, call: str, run: str = "") -> Conversation:
+    """A request as a conversation; `run` where its client names it."""
+    system, turns = _turns(payload)
+    return Conversation(tenant=tenant, call=call, run=run, system=system, tools=payload.tools, turns=turns)
+
+
+def _turns(payload: Payload) -> tuple[str, Sequence[Turn]]:
+    prompt = payload.prompt
+    if isinstance(prompt, str):
+        return "", (Turn("user", prompt),)
+    if prompt is not None:
+        if type(prompt[0]) is str:
+            return "", [Turn("user", text) for text in prompt]
+        # Ids of tokens: as bytes, one prompt still begins with another where its ids do.
+        return "", (Turn("user", prompt_view(payload).text_bytes.decode("latin-1")),)
+    system: list[str] = []
+    turns: list[Turn] = []
+    for message in payload.messages:
+        role = message["role"]
+        text = _text(message.get("content"))
+        if role in _SYSTEM and not turns:
+            system.append(text)
+        elif role == "assistant":
+            turns.append(Turn(role, spoken(text, _calls(message))))
+        else:
+            turns.append(Turn(role, plain(text)))
+    return "\n".join(system), turns
+
+
+def _text(content: object) -> str:
+    """The text of a message without its reasoning, which clients drop."""
+    if type(content) is list:
+        content = [part for part in content if not (type(part) is dict and part.get("type") in _THOUGHTS)]
+    return text_of(content)
+
+
+def _calls(message: Json) -> Iterator[tuple[str, str]]:
+    calls = message.get("tool_calls")
+    old = message.get("function_call")
+    for call in calls if type(calls) is list else ():
+        function = call.get("function") if type(call) is dict else None
+        if type(function) is dict:
+            yield _call(function.get("name"), function.get("arguments"))
+    if type(old) is dict:
+        yield _call(old.get("name"), old.get("arguments"))
+
+
+def _call(name: object, arguments: object) -> tuple[str, str]:
+    """A tool call, its arguments written in one way: clients parse them, and write them anew."""
+    if type(arguments) is str and "\\u" in arguments:
+        with suppress(orjson.JSONDecodeError):
+            arguments = orjson.loads(arguments)
+    if type(arguments) is not str:
+        arguments = orjson.dumps(arguments or {}).decode()
+    return name if type(name) is str else "", "" if arguments == "{}" else arguments
+
+
+class Answer:
+    """Hears one answer, whole or event by event: Chat Completions, Completions, Responses, Messages.
+
+    Of several choices the first counts. What is no answer, or none of these shapes, is passed over.
+    """
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._calls: dict[int, tuple[str, list[str]]] = {}
+        self._size = 0
+
+    def text(self) -> str:
+        """What was said so far, as `spoken` writes it."""
+        calls = (_call(name, "".join(pieces)) for name, pieces in self._calls.values())
+        return spoken("".join(self._texts), calls)
+
+    def whole(self, document: object) -> None:
+        """Hear the body of a reply."""
+        match document:
+            case {"choices": [{**choice}, *_]}:
+                message = choice.get("message")
+                self._say(choice.get("text"))
+                self._message(message if isinstance(message, dict) else {})
+            case {"output": [*items]}:
+                self._output(items)
+            case {"type": "message", "content": [*blocks]}:
+                for index, block in enumerate(blocks):
+                    self._block(index, block)
+
+    def event(self, event: bytes) -> None:
+        """Hear an event of a stream. Of Responses only the last one, which has all, is looked into."""
+        head = event[:_HEAD]
+        if b"response." in head and not any(end in head for end in _ENDS):
+            return
+        data = sse.data(event)
+        if data is None or self._size > ANSWER_MOST:
+            return
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return
+        match chunk:
+            case {"choices": [{**choice}, *_]} if choice.get("index", 0) == 0:
+                delta = choice.get("delta")
+                self._say(choice.get("text"))
+                self._message(delta if isinstance(delta, dict) else {})
+            case {"type": "content_block_start", "index": int(index), "content_block": block}:
+                self._block(index, block)
+            case {"type": "content_block_delta", "index": int(index), "delta": {**piece}}:
+                self._say(piece.get("text"))
+                self._piece(index, "", piece.get("partial_json"))
+            case {"type": "response.completed" | "response.incomplete", "response": {"output": [*items]}}:
+                self._output(items)
+
+    def _say(self, text: object) -> None:
+        if type(text) is str and text:
+            self._texts.append(text)
+            self._size += len(text)
+
+    def _message(self, message: Json) -> None:
+        content = message.get("content")
+        if content:
+            self._say(_text(content))
+        for position, call in enumerate(_dicts(message.get("tool_calls"))):
+            function = call.get("function")
+            if type(function) is dict:
+                index = call.get("index")
+                self._piece(
+                    index if type(index) is int else position, function.get("name"), function.get("arguments")
+                )
+
+    def _block(self, index: int, block: object) -> None:
+        if type(block) is not dict:
+            return
+        if block.get("type") == "text":
+            self._say(block.get("text"))
+        elif block.get("type") == "tool_use":
+            # A stream begins with an empty input, and has its pieces after that.
+            self._piece(index, *_call(block.get("name"), block.get("input")))
+
+    def _output(self, items: Iterable[object]) -> None:
+        for index, item in enumerate(_dicts(items)):
+            if item.get("type") == "message":
+                self._say(_text(item.get("content")))
+            elif item.get("type") == "function_call":
+                self._piece(index, *_call(item.get("name"), item.get("arguments")))
+
+    def _piece(self, index: int, name: object, arguments: object) -> None:
+        if index not in self._calls:
+            if not name:
+                return
+            self._calls[index] = (str(name), [])
+        if type(arguments) is str and self._size <= ANSWER_MOST:
+            self._calls[index][1].append(arguments)
+            self._size += len(arguments)
+
+
+def _dicts(items: Any) -> list[Json]:
+    return [item for item in items if type(item) is dict] if isinstance(items, list) else []
