@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 VLLM   := $(or $(CORTEX_VLLM),.vllm)
 CONFIG ?= config.yaml
 JOBS   ?= 2
+CLIENTS := .clients
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-vllm serve test vllm test-vllm test-box check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick dashboards lock clean
+.PHONY: help demo demo-vllm serve test vllm test-vllm test-box test-clients test-agents check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick dashboards lock lock-clients clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +42,12 @@ test-vllm: $(VENV)/.dev $(VLLM)/bin/vllm ## the tests on real vLLM servers, in a
 test-box: $(VENV)/.dev ## build what the container holds and run it read-only, in under 2 minutes (as root; docs/deploy.md)
 	@$(BIN)/pytest tests/box -rs
 
+test-clients: $(VENV)/.dev $(patsubst %,$(CLIENTS)/%/.done,openai3 openai2 litellm node) ## the examples of ten agent frameworks against a live gateway, in under 10 minutes (needs node; 2 GB; not part of make test)
+	@$(BIN)/pytest tests/clients
+
+test-agents: $(VENV)/.dev $(CLIENTS)/agents/.done ## Claude Code, Codex and opencode against a live gateway, in under 3 minutes (needs node; 1.1 GB; not part of make test)
+	@$(BIN)/pytest tests/agents
+
 $(VLLM)/bin/vllm:
 	@PYTHON=$(PYTHON) deploy/vllm/install-cpu.sh $(VLLM)
 
@@ -70,8 +77,12 @@ lock: ## resolve the dependencies anew into the two lock files (needs uv)
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra demo --group build pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group dev --group build --extra demo --extra simulate -c requirements.lock pyproject.toml -o requirements-dev.lock
 
-clean: ## remove the environment and everything that was generated
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* .import_linter_cache data
+lock-clients: ## the same for the frameworks of test-clients (needs uv and npm)
+	for one in openai3 openai2 litellm; do uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 tests/clients/$$one.in -o tests/clients/$$one.lock; done
+	for one in clients/node agents; do (cd tests/$$one && npm install --package-lock-only --omit-lockfile-registry-resolved --no-fund --no-audit); done
+
+clean: ## remove the environments and everything that was generated
+	rm -rf $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* .import_linter_cache data
 
 # The environment: a run-time one for demo and serve, the developer's tools on top of it for test and check.
 $(VENV)/bin/python:
@@ -89,4 +100,21 @@ $(VENV)/.run: requirements.lock pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# The environments of frameworks, because their versions of openai clash; each is made anew when its lock changes.
+$(CLIENTS)/%/.done: tests/clients/%.lock
+	@echo "setting up $(@D) ..."; begun=$$(date +%s); \
+	  $(PYTHON) -m venv --clear $(@D) \
+	  && $(@D)/bin/pip install -q --no-compile --disable-pip-version-check --require-hashes -r $< \
+	  && echo "  in $$(($$(date +%s) - begun)) s, $$(du -sh $(@D) | cut -f1)"
+	@touch $@
+
+$(CLIENTS)/node/.done: tests/clients/node/package-lock.json
+$(CLIENTS)/agents/.done: tests/agents/package-lock.json
+$(CLIENTS)/node/.done $(CLIENTS)/agents/.done:
+	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or newer"; exit 1; }
+	@echo "setting up $(@D) ..."; begun=$$(date +%s); rm -rf $(@D); mkdir -p $(@D); cp $(<D)/package*.json $(@D) \
+	  && cd $(@D) && npm install --no-fund --no-audit --no-update-notifier --loglevel=error \
+	  && echo "  in $$(($$(date +%s) - begun)) s, $$(du -sh . | cut -f1)"
 	@touch $@

@@ -63,7 +63,7 @@ class ProviderEngine:
     """One account, by the process that speaks for it. What a client's headers say stays here, but for a few."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession, *, token: str) -> None:
-        self._url = url
+        self.url = url
         self._session = session
         self._http = HttpEngine(url, session, api_key=token)
         self._key = {"Authorization": f"Bearer {token}"}
@@ -102,7 +102,7 @@ class ProviderEngine:
 
     async def _page(self, path: str) -> Json:
         try:
-            async with self._session.get(self._url + path, headers=self._key, timeout=_PROBE) as response:
+            async with self._session.get(self.url + path, headers=self._key, timeout=_PROBE) as response:
                 return cast(Json, orjson.loads(await content(response)))
         except (aiohttp.ClientError, OSError, orjson.JSONDecodeError) as error:
             raise BackendError("the engine did not report", trouble="broken", retryable=True) from error

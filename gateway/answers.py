@@ -12,6 +12,7 @@ import orjson
 from backends.base import BackendError
 from gateway.attempts import Attempt
 from gateway.judging import Judge
+from gateway.linking import Listener
 from gateway.openai import sse
 from gateway.openai.errors import ApiError, broken, interrupted
 from policies.calls import Fate
@@ -123,7 +124,9 @@ def cut_short(attempt: Attempt) -> Iterator[None]:
         raise
 
 
-def whole_answer(attempt: Attempt, judge: Judge | None = None) -> tuple[Tokens, Fate | None]:
+def whole_answer(
+    attempt: Attempt, judge: Judge | None = None, listener: Listener | None = None
+) -> tuple[Tokens, Fate | None]:
     """Report the end of an attempt whose body is there, and say what it used, and meant if there is a judge.
 
     Raises ApiError 502 for no JSON.
@@ -137,6 +140,8 @@ def whole_answer(attempt: Attempt, judge: Judge | None = None) -> tuple[Tokens, 
             raise broken("the engine's answer is not valid JSON") from None
         tokens.read(document.get("usage") if isinstance(document, dict) else None)
         verdict = judge.whole(document) if judge is not None else None
+        if listener is not None:
+            listener.whole(document)
     finished(attempt, tokens, "ok" if attempt.status == 200 else "error", verdict=verdict)
     return tokens, verdict
 

@@ -7,7 +7,7 @@ answer then belongs to nobody: it is read off the engine as long as one of those
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -148,6 +148,7 @@ class Completions:
             wasted=self._counts.completion_wasted,
             read=read,
             judge=self._judge(call),
+            listener=self._intake.listener(asked, call),
         )
 
     def _judge(self, call: Call) -> Judge | None:
@@ -199,9 +200,11 @@ class Completions:
             events = _events(text)
             found.events = _at_once(events)
             found.verdict = judge.events(events) if judge is not None else None
+            self._heard(wish, events, b"")
         else:
             found.body = text
             found.verdict = judge.whole(orjson.loads(text)) if judge is not None else None
+            self._heard(wish, (), text)
         self._runtime.recalled(wish.call, found.outcome("cache"))
         self._counts.completion_saved(wish.call.pool, found.seconds)
         return found
@@ -232,6 +235,7 @@ class Completions:
             return None
 
         def done() -> None:
+            self._heard(wish, tape.events, head.body)
             ticket.finished(None, head.outcome("joined"))
             self._counts.completion_saved(wish.call.pool, head.seconds)
 
@@ -241,6 +245,12 @@ class Completions:
         else:
             found.events = await stack.enter_async_context(aclosing(_then(events, done)))
         return found
+
+    def _heard(self, wish: _Wish, events: Iterable[bytes], body: bytes) -> None:
+        """Have an answer that was computed for another call listened to for this one, too."""
+        listener = self._intake.listener(wish.asked, wish.call)
+        if listener is not None:
+            listener.at_once(events, body)
 
     async def _fly(self, wish: _Wish, tape: Tape[Completion]) -> None:
         """Compute an answer for all who read it, and keep it before they know its end."""

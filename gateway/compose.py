@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import aiohttp
+import xxhash
 
 from backends.artifacts.memory import MemoryTier
 from backends.artifacts.redis_tier import RedisTier
@@ -51,6 +52,7 @@ from gateway.intake import Intake
 from gateway.intercept import Intercept
 from gateway.journal import Journal
 from gateway.keeping import ProfileFile, kept
+from gateway.linking import Linking
 from gateway.metrics import Metrics
 from gateway.monitor import Monitor
 from gateway.relay import Relay
@@ -69,6 +71,7 @@ from gateway.warming import Warming
 from policies.artifacts import Shelf
 from policies.blueprint import Blueprint
 from policies.dialects import Known
+from policies.linkage import Linkage
 from policies.routing.residency import Noted
 from policies.sql import Statement
 
@@ -123,6 +126,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         named=metrics.requests.named,
         abilities=abilities,
         responses=responses,
+        linking=_linking(config, clock),
     )
     parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
     houses = advances.watching(_warehouses(config, parsers))
@@ -176,6 +180,15 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     runtime.dispatcher.runs.watch(metrics.runs.ended)
     metrics.refresh = gateway.measure
     return gateway
+
+
+def _linking(config: Config, clock: Clock) -> Linking | None:
+    """What tells runs apart whose clients say nothing, unless that is switched off."""
+    chosen = config.inference
+    if not chosen.enabled:
+        return None
+    linkage = Linkage(digest=xxhash.xxh3_64_intdigest, runs=chosen.runs, idle=chosen.idle)
+    return Linking(linkage, workflows=config.workflows, clock=clock)
 
 
 def _residence(

@@ -13,6 +13,7 @@ from gateway.answers import Tokens, cut_short, finished, whole_answer
 from gateway.attempts import Attempt, begun
 from gateway.intake import Asked
 from gateway.judging import Judge
+from gateway.linking import Listener
 from gateway.openai.errors import ApiError, interrupted
 from gateway.runtime import Runtime
 from policies.calls import Call, Fate, Outcome, Source
@@ -64,14 +65,16 @@ class Computed:
         wasted: Wasted,
         read: Read | None = None,
         judge: Judge | None = None,
+        listener: Listener | None = None,
     ) -> None:
         """`read` makes of the call what is known once its prompt has been read; `wasted` is told of a stream that
-        nobody reads to its end; `judge` hears the answer."""
+        nobody reads to its end; `judge` and `listener` hear the answer."""
         self._runtime = runtime
         self._wasted = wasted
         self._open = runtime.ticket(call)
         self._read = read
         self._judge = judge
+        self._listener = listener
         self._request = request
         self._stream = stream
         self._begun: AbstractAsyncContextManager[Attempt] | None = None
@@ -102,6 +105,8 @@ class Computed:
             if self._begun is not None:
                 await self._begun.__aexit__(kind, error, trace)
         finally:
+            if self._listener is not None:
+                self._listener.close()
             await self._open.__aexit__(kind, error, trace)
 
     def _given_up(self, attempt: Attempt, tokens: Tokens) -> None:
@@ -112,16 +117,20 @@ class Computed:
     def _found(self, attempt: Attempt) -> Completion:
         found = Completion(status=attempt.status, headers=attempt.headers, start=attempt.start, body=attempt.body)
         if attempt.rest is None:
-            found.tokens, found.verdict = whole_answer(attempt, self._judge)
+            found.tokens, found.verdict = whole_answer(attempt, self._judge, self._listener)
             found.seconds = self._runtime.now() - attempt.began
         else:
-            found.events = self._events = _live(found, attempt, attempt.rest, self._judge)
+            found.events = self._events = _live(found, attempt, attempt.rest, self._judge, self._listener)
             self._streamed = attempt, found.tokens
         return found
 
 
 async def _live(
-    found: Completion, attempt: Attempt, rest: AsyncIterator[list[bytes]], judge: Judge | None
+    found: Completion,
+    attempt: Attempt,
+    rest: AsyncIterator[list[bytes]],
+    judge: Judge | None,
+    listener: Listener | None,
 ) -> AsyncGenerator[list[bytes], None]:
     """An engine's events as they come; reports their end. One that is broken does not come, those before it do."""
     tokens = found.tokens
@@ -133,6 +142,8 @@ async def _live(
                     tokens.count(event)
                     if judge is not None:
                         judge.event(event)
+                    if listener is not None:
+                        listener.event(event)
                 except ApiError:
                     if index:
                         yield batch[:index]

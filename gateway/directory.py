@@ -73,9 +73,7 @@ class Directory:
         """The pool for a call to a model. Raises ApiError: 404 for the model, 400 for a stage that has none."""
         by_model = self._pool_of(model)
         stage = self.stage(identity.workflow, identity.stage)
-        if stage is None:
-            pool = by_model
-        elif stage.kind != "llm" and identity.hinted:
+        if stage is None or (stage.kind != "llm" and identity.hinted):
             pool = by_model
         elif stage.kind != "llm":
             what = "runs SQL" if stage.kind == "sql" else "renders the answer"

@@ -92,7 +92,7 @@ class Identity:
     `deadline` is in seconds from the run's first call. A call that names no run is a run of its own, and so the
     `final` one. `hints` knows `osl` (output tokens expected) and `resume`.
     `source` is the channel that named the workflow, else the one that named the stage, else the run. `weak`: the run
-    is a guess, behind which stands less than behind what the conversation itself shows. `hinted`: the stage is a
+    is a guess, to which what the conversation itself shows is to be preferred. `hinted`: the stage is a
     vendor's word, to be passed over where it does not fit. `body_keys_to_strip` are the members of the body that are
     for us alone and must not reach an engine, `body_replaced` those that reach it in part, as it is to have them.
     """

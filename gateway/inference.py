@@ -72,12 +72,12 @@ def _calls(message: Json) -> Iterator[tuple[str, str]]:
 
 def _call(name: object, arguments: object) -> tuple[str, str]:
     """A tool call, its arguments written in one way: clients parse them, and write them anew."""
-    if type(arguments) is str and "\\u" in arguments:
+    if type(arguments) is str:
         with suppress(orjson.JSONDecodeError):
             arguments = orjson.loads(arguments)
     if type(arguments) is not str:
-        arguments = orjson.dumps(arguments or {}).decode()
-    return name if type(name) is str else "", "" if arguments == "{}" else arguments
+        arguments = orjson.dumps(arguments).decode()
+    return name if type(name) is str else "", "" if arguments in ("{}", "null") else arguments
 
 
 class Answer:

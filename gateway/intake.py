@@ -20,6 +20,7 @@ from gateway.backendspecs import Vllm
 from gateway.directory import WHOLE, Directory, Target
 from gateway.identity import Identity, Place, alias_place, read_identity
 from gateway.lineage import Lineage
+from gateway.linking import Linking, Listener
 from gateway.openai.errors import bad_request, ill_formed
 from gateway.openai.payload import Endpoint, Payload, denied, parse
 from gateway.openai.prompt import prompt_view, told
@@ -39,7 +40,11 @@ Pairs = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a client asks, beside its body: who it is, which run and stage it names, how it is to be answered."""
+    """What a client asks, beside its body: who it is, which run and stage it names, how it is to be answered.
+
+    `own` is an id that nothing else has, that of its first call. `linked`: its run or stage was inferred, and its
+    answer is listened to; `again` as of a call.
+    """
 
     caller: Caller
     identity: Identity
@@ -47,8 +52,11 @@ class Asked:
     run: str
     arrived: float
     raw_headers: Pairs
+    own: str
     allowance: Allowance | None = None
     query: str = ""
+    again: bool = False
+    linked: bool = False
 
     def reply_headers(self, start: Start | None = None, **more: str) -> list[tuple[str, str]]:
         """The reply headers that say what became of the call."""
@@ -93,6 +101,7 @@ class Intake:
         named: Callable[[str], None],
         abilities: Abilities,
         responses: Responses,
+        linking: Linking | None = None,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -100,6 +109,7 @@ class Intake:
         self._named = named
         self._abilities = abilities
         self._responses = responses
+        self._linking = linking
         self._lineage = Lineage()
         self._ids = itertools.count(1)
         self._prefix = secrets.token_hex(4)
@@ -127,7 +137,6 @@ class Intake:
             lineage=self._lineage,
             responses=self._responses,
         )
-        self._named(identity.source)
         own = self.new_id()
         return Asked(
             caller=caller,
@@ -137,6 +146,7 @@ class Intake:
             run=identity.run or f"run-{own}",
             arrived=self._now(),
             raw_headers=headers,
+            own=own,
             query=scope.get("query_string", b"").decode("latin-1"),
         )
 
@@ -151,7 +161,10 @@ class Intake:
         asked = self.asked(scope, payload.document, model=payload.model)
         target = Target("", payload.model) if workflow else self.target(asked, payload.model)
         self._abilities.check(target.pool, endpoint)
-        call = self.llm_call(asked, payload, target.pool)
+        if workflow is None and self._linking is not None:
+            asked = self._understood(asked, payload, self._linking)
+        self._named(asked.identity.source)
+        call = replace(self.llm_call(asked, payload, target.pool), id=asked.own, again=asked.again)
         if workflow is not None:
             asked.caller.check(*self._directory.behind(payload.model))
         if asked.allowance is not None:
@@ -166,6 +179,20 @@ class Intake:
             call=call,
             workflow=workflow,
         )
+
+    def _understood(self, asked: Asked, payload: Payload, linking: Linking) -> Asked:
+        """A request with the run, and the stage, that its client has not named."""
+        found = linking.link(asked.identity, payload, tenant=asked.caller.tenant, call=asked.own)
+        if found is None:
+            return asked
+        identity = found.identity
+        return replace(asked, identity=identity, run=identity.run, again=found.again, linked=True)
+
+    def listener(self, asked: Asked, call: Call) -> Listener | None:
+        """Who hears what a call is answered, where that tells more about its run."""
+        if self._linking is None or not asked.linked or call.id != asked.own:
+            return None
+        return self._linking.listener(call.tenant, call.id)
 
     def _continued(self, asked: Asked, payload: Payload, call: Call) -> Call:
         """A call that goes on from an earlier response can only go to the engine that keeps it."""

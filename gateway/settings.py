@@ -268,6 +268,14 @@ class State(Part):
     subscribers: Count = 100
 
 
+class Inference(Part):
+    """Whether runs and stages are told apart whose clients do not name them; bounds for each tenant."""
+
+    enabled: Flag = True
+    runs: Count = 2000
+    idle: Seconds = 1800.0
+
+
 class Config(Part):
     """A whole configuration."""
 
@@ -277,6 +285,7 @@ class Config(Part):
     metrics: Metrics = Field(default_factory=Metrics)
     insecure: Flag = False
     auth: Auth = Field(default_factory=Auth)
+    inference: Inference = Field(default_factory=Inference)
     limits: Limits = Field(default_factory=Limits)
     timeouts: Timeouts = Field(default_factory=Timeouts)
     pools: Annotated[Named[Pool], Field(min_length=1)]

@@ -9,13 +9,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import orjson
 
 ID_BYTES = 256
 JSON_CHARS = 16 * 1024
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
-_FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
+_FLAGS: Mapping[str, bool] = MappingProxyType({"true": True, "1": True, "false": False, "0": False})
 
 Headers = Mapping[bytes, bytes]
 Body = Mapping[str, object]

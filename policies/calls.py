@@ -30,9 +30,10 @@ class Call:
     entered the stage; 0 lets the run tracker count. `told` is how the tool that the client ran before this call
     ended, where its tool message says so. `prefix` holds chained hashes of the prompt's first blocks
     (`policies.routing.prefix`). `only` names the one engine that can take it, because it holds what the call goes on
-    from. Which `agent` makes it, whose `parent` started it, and the channel that told so (`source`) are for those who
-    read of it: nothing is decided by them. `foretold` is an oracle's word on what its run still needs, this call
-    included, in seconds on an idle engine; only a simulation has one.
+    from. `again`: its run is known by having asked the very same, so that it is admitted as a new one is. Which
+    `agent` makes it, whose `parent` started it, and the channel that told so (`source`) are for those who read of it:
+    nothing is decided by them. `foretold` is an oracle's word on what its run still needs, this call included, in
+    seconds on an idle engine; only a simulation has one.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Call:
     told: Fate | None = None
     final: bool = False
     only: str = ""
+    again: bool = False
     agent: str = ""
     parent: str = ""
     source: str = "none"

@@ -1,8 +1,8 @@
-"""What a call asks, as inference reads it: who says what in which order, in a form that survives its way through clients.
+"""What a call asks, as inference reads it: who says what in which order, in a form that survives going through clients.
 
 Clients change what they send back: ids of tool calls, null for no text, the whitespace of arguments, reasoning that
-they drop, reminders that they move. None of that is in the form kept here, so that a conversation that goes on begins,
-byte for byte, as it did before.
+they drop, reminders that they move. None of that is in the form kept here, so that a conversation that goes on
+begins, byte for byte, as it did before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ _ROLES = {
 _ASIDE = re.compile(r"<(think|thinking|system-reminder)>.*?</\1>", re.DOTALL)
 # A template may have written the opening tag into the prompt.
 _THOUGHT = re.compile(r"\A.{0,1000000}?</think>", re.DOTALL)
-_SPACES = re.compile(r"\s+")
 
 
 class Turn(NamedTuple):
@@ -40,7 +39,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """A call's prompt. `run` is set where its client names the run; `tools` are names; `turns` are without `system`."""
+    """A call's prompt; `tools` are names, `turns` all but `system`. `run` is set where its client names the run."""
 
     tenant: str
     call: str
@@ -51,9 +50,12 @@ class Conversation:
 
 
 def spoken(text: str, calls: Iterable[tuple[str, str]] = ()) -> str:
-    """What an assistant said: its text, then the names and arguments (JSON text) of the tools that it called."""
-    said = "".join(f"{CALL}{name}{CALL}{_SPACES.sub('', arguments)}" for name, arguments in calls)
-    return _THOUGHT.sub("", plain(text)).strip() + said if "</think>" in text else plain(text) + said
+    """What an assistant said: its text, then the names of the tools that it called and the arguments.
+
+    Arguments are JSON text, written in one way wherever they come from.
+    """
+    said = "".join(f"{CALL}{name}{CALL}{arguments}" for name, arguments in calls)
+    return (_THOUGHT.sub("", plain(text)).strip() if "</think>" in text else plain(text)) + said
 
 
 def plain(text: str) -> str:

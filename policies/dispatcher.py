@@ -177,7 +177,7 @@ class Dispatcher:
         if self.fleet.stranded(call.pool):
             return self._refuse(tracked, "no_engine", self.profiles.mean_service(call.pool), now, out)
         policies, view = self._policies[call.pool], self._view(tracked)
-        if view.first:
+        if view.first or call.again:
             verdict = policies.admission.decide(call, estimate, view, self.pool_view(call.pool, now), now)
             if not isinstance(verdict, Admit):
                 return self._refuse(tracked, "late" if verdict.late else "queue_full", verdict.retry_after, now, out)

@@ -15,13 +15,13 @@ Tenants share nothing, and each has its own bounds: none can join, crowd out or 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from policies.conversation import Conversation, answer, flat
+from policies.linkage_habits import Habits
 from policies.linkage_quotes import Quotes, Reading, read
 from policies.linkage_runs import Passage, Run, Step, Tail
 from policies.linkage_stages import Place, Stages
@@ -31,7 +31,8 @@ from policies.linkage_weighing import ENOUGH, ahead, in_turn, scores, tied
 How = Literal["named", "extends", "repeats", "quotes", "new"]
 
 _STEPS_MOST, _PASSAGES_MOST = 64, 128
-_SPENT_LEAST = 3
+_MOST_OF = 0.6
+"""An answer of which so much is quoted does not wait for being quoted any more."""
 _READ_FIRST, _READ_LAST = 8_000, 16_000
 """Bytes of what is new in a prompt that are searched for quotations, at its beginning and at its end."""
 _TOLD_MOST, _SAID_MOST = 512, 768
@@ -83,7 +84,10 @@ class Linkage:
 
 @dataclass(slots=True)
 class _Prompt:
-    """A call's prompt as it is compared. `body`: where the system prompt in it ends."""
+    """A call's prompt as it is compared. `body`: where the system prompt in it ends.
+
+    `system` is that as it is read, where it may embed something of a run's.
+    """
 
     content: bytes
     body: int
@@ -91,11 +95,12 @@ class _Prompt:
     shape: object
     matches: list[Match]
     place: Place = Place("", "")
+    system: Reading = Reading([], [])
 
     @property
     def known(self) -> int:
-        """How many of its bytes a known conversation has."""
-        return self.matches[0].length if self.matches else 0
+        """How many of its bytes a conversation has that it goes on from; one that it repeats does not count."""
+        return next((match.length for match in self.matches if match.length < self.text.length or match.answer), 0)
 
 
 class _Choice(NamedTuple):
@@ -119,12 +124,15 @@ class _Tenant:
         self._open: dict[str, Step] = {}
         self._states = States()
         self._quotes = Quotes()
+        self._habits = Habits()
         self.stages = Stages()
 
     def link(self, asked: Conversation, now: float) -> Link:
         self._forget(now)
         prompt = self._read(asked)
         reading = read(self._new_text(prompt))
+        if not prompt.known and not self.stages.is_settled(prompt.place.text):
+            prompt.system = read(prompt.content[: min(prompt.body, _READ_FIRST)].decode("utf-8", "ignore"))
         choice = self._named(asked.run, prompt, now) if asked.run else self._choose(prompt, reading, now)
         if choice is None:
             choice = _Choice(self._start(f"run-{asked.call}", now), "new")
@@ -159,9 +167,8 @@ class _Tenant:
         return prompt
 
     def _new_text(self, prompt: _Prompt) -> str:
-        """What is new in a prompt; too long, its beginning and its end. What a stage says to all its runs is not."""
-        start = prompt.known or (prompt.body if self.stages.is_settled(prompt.place.text) else 0)
-        content = prompt.content[start:]
+        """What is new in a prompt's turns; of what is too long, its beginning and its end."""
+        content = prompt.content[prompt.known or prompt.body :]
         if len(content) > _READ_FIRST + _READ_LAST:
             content = content[:_READ_FIRST] + b"\n" + content[-_READ_LAST:]
         return content.decode("utf-8", "ignore")
@@ -176,6 +183,13 @@ class _Tenant:
         found = ahead(prompt.matches, prompt.text.length, known, now)
         certain = len(found) == 1 and next(iter(found.values())).next
         quoted = None if certain else self._quotes.quoted(reading, prompt.place.stage, known)
+        if quoted is not None:
+            quoted = quoted._replace(told=self._habits.weighed(quoted.told, prompt.place.stage))
+            # What a system prompt shares with what others were told is a template; but it may have been said.
+            more = self._quotes.quoted(prompt.system, prompt.place.stage, known)
+            for run, weight in more.said.items():
+                quoted.said[run] = quoted.said.get(run, 0.0) + weight
+            quoted.fresh.update(more.fresh)
         sums = scores(found, quoted, known, self._idle, now)
         if max(sums.values(), default=0.0) < ENOUGH:
             return None
@@ -194,6 +208,7 @@ class _Tenant:
         prompt.place = place = self.stages.came(prompt.place, run.places)
         run.places[place.text] = place.stage
         self._follow(choice, now)
+        self._habits.note(run, place.stage, choice.how)
         match, again = choice.match, choice.how == "repeats"
         root = match is None or (again and match.step.root)
         step = Step(run, call, place, prompt.shape, now, root, prompt.text.tail())
@@ -215,7 +230,7 @@ class _Tenant:
             if match.step.said is not None:
                 match.step.said.spent = True
         for passage, count in choice.fresh.items():
-            if passage.run is choice.run and count >= min(_SPENT_LEAST, len(passage.shingles) / 2):
+            if passage.run is choice.run and count >= _MOST_OF * len(passage.shingles):
                 passage.spent = True
 
     def _is_twin(self, choice: _Choice) -> bool:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 _CHARS_MOST = 16_384
 _PLAIN_MOST = 512
 _TEXTS_MOST = 4096
-_PER_BEGINNING = 32
+_PER_SYSTEM, _PER_MESSAGE = 12, 4
 _FIRST_WORDS, _FIRST_WORDS_OF_MESSAGES = 8, 5
 _FEW_TEXTS = 4
 _SETTLED = 3
@@ -26,7 +26,9 @@ _SETTLED = 3
 _ALIKE = 0.8
 _ALIKE_MESSAGES = 0.3
 """How much two prompts have in common that are of one stage: of messages, that hold a user's text, less."""
-_CORE_LEAST = 12
+_CORE_LEAST, _END_LEAST = 6, 3
+_OFTEN = 3
+_LAST_WORDS = 4
 _BARE_WORDS = 40
 """A first message without system prompt and tools that is no longer, and like no other, has no template."""
 
@@ -35,9 +37,7 @@ _PLACES = re.compile(r"https?://\S+|(?:/[\w.@+~-]+){2,}/?|cc_version=\S+")
 _ADDRESSES = re.compile(r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+|\b[A-Za-z]:\\\S+")
 _WORD = re.compile(r"\w+|¤")
 _DATES = frozenset(
-    "Mon Tue Wed Thu Fri Sat Sun Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March "
-    "April May June July August September October November December Jan Feb Mar Apr Jun Jul Aug Sep Oct Nov Dec "
-    "AM PM".split()  # noqa: SIM905 - 40 words in quotes
+    ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December", "Jan", "Feb", "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "AM", "PM"]
 )
 
 
@@ -75,12 +75,20 @@ class Place(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Stage:
-    """`core`: the shingles that all of its prompts had; `texts`: how many there have been."""
+    """`core`: the shingles that all of its prompts had; `texts`: how many there have been.
+
+    `taken_for` is the stage that it counts as until it has come a few times: its first text alone was like that one's.
+    """
 
     name: str
     core: frozenset[int]
-    beginning: Hashable
+    keys: tuple[Hashable, ...]
     texts: int = 1
+    taken_for: str | None = None
+
+    @property
+    def shown(self) -> str:
+        return self.name if self.taken_for is None or self.texts >= _OFTEN else self.taken_for
 
 
 @dataclass(slots=True)
@@ -106,6 +114,10 @@ class _Shape:
     def beginning(self) -> Hashable:
         return (self.tools, self.system, *self.words[: _FIRST_WORDS if self.system else _FIRST_WORDS_OF_MESSAGES])
 
+    @property
+    def end(self) -> Hashable:
+        return ("end", self.tools, *self.words[-_LAST_WORDS:])
+
 
 class Stages:
     """The stages of one tenant, the least recently used forgotten."""
@@ -116,7 +128,7 @@ class Stages:
         self._plain: OrderedDict[Hashable, str] = OrderedDict()
 
     def __len__(self) -> int:
-        return len({text.stage.name for text in self._texts.values()})
+        return len({text.stage.shown for text in self._texts.values()})
 
     def of(self, text: str, tools: Sequence[str], *, system: bool) -> Place:
         """The stage of a call with this system prompt or, where it has none, with this first message."""
@@ -128,7 +140,7 @@ class Stages:
         self._texts.move_to_end(name)
         if len(self._texts) > _TEXTS_MOST:
             self._drop(*self._texts.popitem(last=False))
-        return Place(known.stage.name, name)
+        return Place(known.stage.shown, name)
 
     def came(self, place: Place, before: Mapping[str, str]) -> Place:
         """A run has come to a place, and where it has been `before`: the stage of each text. Returns the better place.
@@ -172,24 +184,37 @@ class Stages:
     def _new(self, name: str, shape: _Shape) -> _Stage:
         known = self._alike.get(shape.beginning, [])
         stage = next((stage for stage in known if _fits(stage, shape)), None)
-        if stage is None and len(known) >= _PER_BEGINNING:
+        if stage is None and len(known) >= (_PER_SYSTEM if shape.system else _PER_MESSAGE):
             # One beginning, and ever new texts: they embed something larger than themselves.
             stage = max(known, key=lambda stage: len(stage.core & shape.shingles))
         if stage is not None:
             stage.texts += 1
             return stage
-        if not shape.system and len(shape.words) <= _BARE_WORDS:
-            return _Stage(stage_name("", ("", *shape.tools)), frozenset(), ())
-        stage = _Stage(name, shape.shingles, shape.beginning)
-        self._alike.setdefault(shape.beginning, []).append(stage)
+        stage = _Stage(name, shape.shingles, (shape.beginning,))
+        if not shape.system:
+            # A message may begin with what a user wrote, and end with what is asked of it.
+            known = self._alike.get(shape.end, [])
+            like = next((stage for stage in known if len(stage.core & shape.shingles) >= _END_LEAST), None)
+            if like is not None:
+                like.texts += 1
+                stage.taken_for = like.shown
+            else:
+                stage.keys = (shape.beginning, shape.end)
+                if len(shape.words) <= _BARE_WORDS:
+                    stage.taken_for = stage_name("", ("", *shape.tools))
+        for key in stage.keys:
+            self._alike.setdefault(key, []).append(stage)
         return stage
 
     def _drop(self, name: str, text: _Text) -> None:
-        known = self._alike.get(text.stage.beginning, [])
-        if text.stage.name == name and text.stage in known:
-            known.remove(text.stage)
-            if not known:
-                del self._alike[text.stage.beginning]
+        if text.stage.name != name:
+            return
+        for key in text.stage.keys:
+            known = self._alike.get(key, [])
+            if text.stage in known:
+                known.remove(text.stage)
+                if not known:
+                    del self._alike[key]
 
 
 def _fits(stage: _Stage, shape: _Shape) -> bool:

@@ -17,7 +17,7 @@ _NEXT, _WAITING, _FOLLOWED, _OPEN = 9.0, 4.0, 3.0, 2.0
 _ANSWER, _RARE = 4.0, 4.0
 _GENERIC = 0.15
 """A state that more runs have been in tells nothing of one."""
-_RETRY, _REPEAT = 5.0, 3.0
+_RETRY, _REPEAT, _AGAIN = 5.0, 3.0, 2.6
 _SAID_MOST, _TOLD_MOST = 40.0, 8.0
 _TOLD, _FEW_RUNS = 0.8, 6
 """What is in one run's prompts alone may be a template that no other has used yet, as long as few runs are known."""
@@ -25,7 +25,7 @@ _NEAR, _TIE = 0.85, 1.0
 _OLD = 60.0
 """Seconds after which a conversation that waits may as well have been left."""
 _PATIENCE, _GRACE, _GAPS_MOST = 2.5, 0.5, 16
-_TOGETHER = 0.25
+_TOGETHER = 0.1
 """Samples of one prompt are sent at once: what comes later is asked anew."""
 
 
@@ -44,7 +44,9 @@ def ahead(matches: Sequence[Match], length: int, runs: int, now: float) -> dict[
     for match in matches:
         same = match.length == length and not match.answer
         found = Ahead(_same(match, now), match, False) if same else _further(match, last, runs)
-        if found.worth > 0.0 and (match.step.run not in best or found.worth > best[match.step.run].worth):
+        known = best.get(match.step.run)
+        # Of equal ones the latest: earlier ones have had their answer, and what came of it.
+        if found.worth > 0.0 and (known is None or found.worth >= known.worth):
             best[match.step.run] = found
     certain = {run: found for run, found in best.items() if found.next}
     return certain or best
@@ -58,8 +60,8 @@ def _same(match: Match, now: float) -> float:
     if step.followed:
         return 0.0
     if step.answered is None:
-        return _RETRY if now - step.began <= _TOGETHER and match.alike < 3 else 0.0
-    return _RETRY if step.silent and now - step.answered <= _OLD else 0.0
+        return _AGAIN if now - step.began <= _TOGETHER and match.alike < 3 else 0.0
+    return _AGAIN if step.silent and now - step.answered <= _OLD else 0.0
 
 
 def _further(match: Match, last: int, runs: int) -> Ahead:

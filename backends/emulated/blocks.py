@@ -181,8 +181,6 @@ class Blocks:
                 break
             at = run.meets(hashes, limit)
             found.append((run, at))
-            if at < run.end:
-                break
         return found
 
     def _part(self, run: Run, at: int) -> Run:

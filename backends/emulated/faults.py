@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from backends.emulated.fields import Refusal
 
 HEADER = "x-emulated-fault"
 PLAIN = ("refuse", "hang", "die_before", "html")
+ANSWERED = ("refuse", "status")
 COUNTED = ("die_after", "stall_after", "garbage_after", "status")
+FAULT = re.compile(r"([a-z_]+)(?:=(\d+))?(?:;retry_after=(\d+))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,12 @@ def read_fault(header: str | None) -> Fault | None:
     """The fault that the header asks for. Raises Refusal for one that does not exist."""
     if header is None:
         return None
-    header, _, later = header.partition(";retry_after=")
-    retry_after = int(later) if later.isascii() and later.isdigit() else None
-    kind, _, number = header.partition("=")
-    if kind in PLAIN and not number:
-        return Fault(kind, retry_after=retry_after)
-    if kind in COUNTED and number.isascii() and number.isdigit() and (kind != "status" or 400 <= int(number) < 600):
-        return Fault(kind, int(number), retry_after)
+    found = FAULT.fullmatch(header)
+    if found:
+        kind, number, later = found[1], found[2], found[3]
+        wanted = COUNTED if number else PLAIN
+        answered = kind in ANSWERED or later is None
+        if kind in wanted and answered and (kind != "status" or 400 <= int(number) < 600):
+            return Fault(kind, int(number or 0), int(later) if later else None)
     known = ", ".join([*PLAIN, *(f"{name}=N" for name in COUNTED)])
     raise Refusal(400, "BadRequestError", f"no fault {header!r} (known: {known})", HEADER)

@@ -40,7 +40,7 @@ class EmulatedOptions:
     script: str | None = _setting(None, "JSON file with what the engine says")
     faults: bool = _setting(False, "obey the header X-Emulated-Fault and POST /emulated/exit")
     kv_events: bool = _setting(False, "publish over ZeroMQ what the prefix cache takes in and lets go")
-    surfaces: str = _setting(",".join(SURFACES), "the surfaces that it has")
+    surfaces: str = _setting(",".join(SURFACES), "the surfaces that it has, with commas between them")
     dev_mode: bool = _setting(False, "be a vLLM server for development: /sleep, /wake_up, /is_sleeping, /server_info")
 
     def __post_init__(self) -> None:

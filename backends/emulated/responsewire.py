@@ -28,6 +28,7 @@ class ResponseWire:
         self._index = 0
         self._calls = 0
         self._part: Part | None = None
+        self._said: list[str] = []
 
     def greeting(self) -> list[bytes]:
         begun = self.state("in_progress")
@@ -43,8 +44,7 @@ class ResponseWire:
             return self._begin(Part(piece.text, "", self._calls - 1))
         if self._part is None:
             begun = self._begin(Part(None, ""))
-        assert self._part is not None
-        self._part = self._part._replace(text=self._part.text + piece.text)
+        self._said.append(piece.text)
         if piece.kind == "arguments":
             return [self._of_item("response.function_call_arguments.delta", delta=piece.text)]
         delta = self._of_item("response.output_text.delta", content_index=0, delta=piece.text, logprobs=[])
@@ -92,9 +92,10 @@ class ResponseWire:
         ]
 
     def _end(self, status: str) -> list[bytes]:
-        part = self._part
-        if part is None:
+        if self._part is None:
             return []
+        part = self._part._replace(text="".join(self._said))
+        self._said.clear()
         if part.name is None:
             done = [
                 self._of_item("response.output_text.done", content_index=0, text=part.text, logprobs=[]),

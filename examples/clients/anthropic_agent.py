@@ -8,17 +8,16 @@ from anthropic import Anthropic, beta_tool
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
 QUESTION = "Is it warmer in Oslo or in Lima?"
+DEGREES = {"Oslo": 4, "Lima": 19}
 
 run = str(uuid.uuid4())
-client = Anthropic(
-    base_url=URL, api_key=KEY, default_headers={"X-Workflow-Type": "trip", "X-Workflow-Id": run}
-)
+client = Anthropic(base_url=URL, api_key=KEY, default_headers={"X-Workflow-Type": "trip", "X-Workflow-Id": run})
 
 
 @beta_tool
 def temperature(city: str) -> str:
     """The temperature in a city."""
-    return f"{city}: {dict(Oslo=4, Lima=19)[city]} degrees"
+    return f"{city}: {DEGREES[city]} degrees"
 
 
 def call(stage: str, system: str, user: str) -> dict[str, object]:
@@ -33,7 +32,9 @@ def call(stage: str, system: str, user: str) -> dict[str, object]:
 
 plan = client.messages.create(**call("plan", "You plan.", QUESTION)).content[0].text
 print("plan:", plan)
-runner = client.beta.messages.tool_runner(tools=[temperature], **call("research", "You research.", f"{QUESTION}\n{plan}"))
+runner = client.beta.messages.tool_runner(
+    tools=[temperature], **call("research", "You research.", f"{QUESTION}\n{plan}")
+)
 research = runner.until_done().content[0].text
 print("research:", research)
 with client.messages.stream(**call("write", "You write.", f"{QUESTION}\n{research}")) as stream:

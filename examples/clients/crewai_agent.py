@@ -9,6 +9,7 @@ from crewai.tools import tool
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
 QUESTION = "\nIs it warmer in Oslo or in Lima?"
+DEGREES = {"Oslo": 4, "Lima": 19}
 
 run = str(uuid.uuid4())
 
@@ -25,7 +26,7 @@ def llm(stage: str) -> LLM:
 @tool
 def temperature(city: str) -> str:
     """The temperature in a city."""
-    return f"{city}: {dict(Oslo=4, Lima=19)[city]} degrees"
+    return f"{city}: {DEGREES[city]} degrees"
 
 
 def task(stage: str, does: str, **options: object) -> Task:
@@ -33,7 +34,11 @@ def task(stage: str, does: str, **options: object) -> Task:
     return Task(description=QUESTION, expected_output="one line", agent=agent)
 
 
-tasks = [task("plan", "You plan."), task("research", "You research.", tools=[temperature]), task("write", "You write.")]
+tasks = [
+    task("plan", "You plan."),
+    task("research", "You research.", tools=[temperature]),
+    task("write", "You write."),
+]
 crew = Crew(agents=[task.agent for task in tasks], tasks=tasks, stream=True)
 answer = crew.kickoff()
 pieces = [chunk.content for chunk in answer if chunk.agent_role == "write" and chunk.content]

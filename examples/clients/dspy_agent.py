@@ -8,6 +8,7 @@ import dspy
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
 QUESTION = "Is it warmer in Oslo or in Lima?"
+DEGREES = {"Oslo": 4, "Lima": 19}
 
 run = str(uuid.uuid4())
 
@@ -24,7 +25,7 @@ def lm(stage: str) -> dspy.LM:
 
 def temperature(city: str) -> str:
     """The temperature in a city."""
-    return f"{city}: {dict(Oslo=4, Lima=19)[city]} degrees"
+    return f"{city}: {DEGREES[city]} degrees"
 
 
 planner = dspy.Predict(dspy.Signature("question -> plan", "You plan."))
@@ -39,6 +40,8 @@ print("plan:", plan)
 facts = researcher(question=QUESTION, plan=plan).facts
 print("research:", facts)
 stream = dspy.streamify(writer, stream_listeners=[dspy.streaming.StreamListener("answer")], async_streaming=False)
-pieces = [part.chunk for part in stream(question=QUESTION, facts=facts) if isinstance(part, dspy.streaming.StreamResponse)]
+pieces = [
+    part.chunk for part in stream(question=QUESTION, facts=facts) if isinstance(part, dspy.streaming.StreamResponse)
+]
 print(f"write: {''.join(pieces)} ({len(pieces)} pieces)")
 print("run:", run)

@@ -13,6 +13,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
+DEGREES = {"Oslo": 4, "Lima": 19}
 
 model = ChatOpenAI(model="cortex-emulated", base_url=f"{URL}/v1", api_key=KEY)
 
@@ -20,7 +21,7 @@ model = ChatOpenAI(model="cortex-emulated", base_url=f"{URL}/v1", api_key=KEY)
 @tool
 def temperature(city: str) -> str:
     """The temperature in a city."""
-    return f"{city}: {dict(Oslo=4, Lima=19)[city]} degrees"
+    return f"{city}: {DEGREES[city]} degrees"
 
 
 def headers(stage: str, config: RunnableConfig) -> dict[str, str]:

@@ -10,6 +10,7 @@ import litellm
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
 QUESTION = "Is it warmer in Oslo or in Lima?"
+DEGREES = {"Oslo": 4, "Lima": 19}
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {"type": "function", "function": {"name": "temperature", "parameters": CITY}}
 
@@ -17,7 +18,7 @@ run = str(uuid.uuid4())
 
 
 def temperature(city: str) -> str:
-    return f"{city}: {dict(Oslo=4, Lima=19)[city]} degrees"
+    return f"{city}: {DEGREES[city]} degrees"
 
 
 def complete(stage: str, messages: list[Any], **options: Any) -> Any:

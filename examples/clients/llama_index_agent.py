@@ -11,6 +11,7 @@ from llama_index.llms.openai_like import OpenAILike
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
 QUESTION = "Is it warmer in Oslo or in Lima?"
+DEGREES = {"Oslo": 4, "Lima": 19}
 
 
 def llm(run: str, stage: str) -> OpenAILike:
@@ -30,7 +31,7 @@ def prompt(system: str, user: str) -> list[ChatMessage]:
 
 def temperature(city: str) -> str:
     """The temperature in a city."""
-    return f"{city}: {dict(Oslo=4, Lima=19)[city]} degrees"
+    return f"{city}: {DEGREES[city]} degrees"
 
 
 async def main() -> None:

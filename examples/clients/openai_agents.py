@@ -11,6 +11,7 @@ from openai.types.responses import ResponseTextDeltaEvent
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
 QUESTION = "Is it warmer in Oslo or in Lima?"
+DEGREES = {"Oslo": 4, "Lima": 19}
 
 set_default_openai_client(AsyncOpenAI(base_url=f"{URL}/v1", api_key=KEY), use_for_tracing=False)
 set_tracing_disabled(True)
@@ -19,7 +20,7 @@ set_tracing_disabled(True)
 @function_tool
 def temperature(city: str) -> str:
     """The temperature in a city."""
-    return f"{city}: {dict(Oslo=4, Lima=19)[city]} degrees"
+    return f"{city}: {DEGREES[city]} degrees"
 
 
 def agent(run: str, stage: str, instructions: str) -> Agent[None]:

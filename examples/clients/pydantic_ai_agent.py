@@ -12,6 +12,7 @@ from pydantic_ai.settings import ModelSettings
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
 QUESTION = "Is it warmer in Oslo or in Lima?"
+DEGREES = {"Oslo": 4, "Lima": 19}
 
 model = OpenAIChatModel("cortex-emulated", provider=OpenAIProvider(base_url=f"{URL}/v1", api_key=KEY))
 planner = Agent(model, instructions="You plan.")
@@ -22,7 +23,7 @@ writer = Agent(model, instructions="You write.")
 @researcher.tool_plain
 def temperature(city: str) -> str:
     """The temperature in a city."""
-    return f"{city}: {dict(Oslo=4, Lima=19)[city]} degrees"
+    return f"{city}: {DEGREES[city]} degrees"
 
 
 def stage(run: str, name: str) -> ModelSettings:

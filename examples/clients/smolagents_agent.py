@@ -8,6 +8,7 @@ from smolagents import ChatMessage, OpenAIModel, ToolCallingAgent, tool
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
 QUESTION = "Is it warmer in Oslo or in Lima?"
+DEGREES = {"Oslo": 4, "Lima": 19}
 
 run = str(uuid.uuid4())
 
@@ -32,7 +33,7 @@ def temperature(city: str) -> str:
     Args:
         city: its name
     """
-    return f"{city}: {dict(Oslo=4, Lima=19)[city]} degrees"
+    return f"{city}: {DEGREES[city]} degrees"
 
 
 plan = model("plan").generate(messages("You plan.", QUESTION)).content

@@ -41,14 +41,20 @@ class Live:
         return run
 
 
-@asynccontextmanager
-async def live(folder: Path, configuration: Path) -> AsyncIterator[Live]:
-    """Start `cortex serve` with a configuration that says `insecure: true`, and have it ask for a key instead."""
+def guarded(folder: Path, configuration: Path) -> Path:
+    """A copy of a configuration that says `insecure: true`, and asks for a key instead."""
     text = configuration.read_text()
     assert "insecure: true" in text
     copy = folder / "gateway.yaml"
     copy.write_text(text.replace("insecure: true", KEYS))
     (folder / "script.json").symlink_to(configuration.with_name("script.json"))
+    return copy
+
+
+@asynccontextmanager
+async def live(folder: Path, configuration: Path) -> AsyncIterator[Live]:
+    """Start `cortex serve` with a configuration, but for keys."""
+    copy = guarded(folder, configuration)
     key, token = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
     environ = {"CORTEX_PORT": "0", "CORTEX_API_KEY": key, "CORTEX_ADMIN_TOKEN": token}
     async with command("serve", str(copy), **environ) as cortex:

@@ -78,7 +78,12 @@ async def said(example: str, gateway: Live, home: Path) -> dict[str, str]:
         words = ["node", str(folder / example)]
     else:
         words = [str(folder / "bin" / "python"), str(EXAMPLES / example)]
-    environ = {"PATH": os.environ["PATH"], "HOME": str(home), "CORTEX_URL": gateway.url, "CORTEX_API_KEY": gateway.key}
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "CORTEX_URL": gateway.url,
+        "CORTEX_API_KEY": gateway.key,
+    }
     process = await asyncio.create_subprocess_exec(
         *words, cwd=home, env={**environ, **QUIET}, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT
     )
@@ -104,7 +109,9 @@ async def test_an_example_gets_its_answers_and_the_gateway_knows_its_run(
 ) -> None:
     lines = await said(example, gateway, tmp_path)
     assert lines["plan"] == "Look up the temperature in Oslo and in Lima."
-    assert lines["research"] == "Oslo has 4 degrees, Lima has 19."  # the engine says so to who quotes the tool's results
+    assert (
+        lines["research"] == "Oslo has 4 degrees, Lima has 19."
+    )  # the engine says so to who quotes the tool's results
     streamed = re.fullmatch(r"It is warmer in Lima: 19 degrees, against 4 in Oslo\. \((\d+) pieces\)", lines["write"])
     assert streamed
     assert int(streamed[1]) > 1

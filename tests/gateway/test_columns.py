@@ -125,7 +125,7 @@ async def test_a_description_that_took_too_long_is_tried_again_after_a_while_and
         return said.pop(0)
 
     columns = Columns(describe, clock=lambda: now)
-    asked = Asked(caller=Caller(), identity=Identity(), request_id="r", run="r", arrived=0.0, raw_headers=())
+    asked = Asked(caller=Caller(), identity=Identity(), request_id="r", run="r", own="o", arrived=0.0, raw_headers=())
     for now in (0.0, AGAIN_AFTER - 1):  # noqa: B007 - the clock reads it
         assert await columns.of(asked, "d", 1) is None
         assert columns.at_hand("d", 1) == (True, None)

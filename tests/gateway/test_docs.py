@@ -18,7 +18,7 @@ from tests.gateway.test_lifecycle import START, command
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("sql.md", "state.md")
+PAGES = ("api.md", "sql.md", "state.md")
 CURL = """
 set -eo pipefail
 curl() {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,12 +113,10 @@ async def one_engine(folder: Path) -> AsyncIterator[tuple[Running, Recorder]]:
             await settled(up.gateway)
 
 
-async def ask(up: Running, row: Row, *, stream: bool = False, **headers: str) -> httpx.Response:
-    headers = {
-        "content-type": "application/json",
-        **{name.replace("_", "-"): value for name, value in headers.items()},
-    }
-    return await up.http.post(row.path, content=row.body(stream=stream), headers=headers)
+async def ask(
+    up: Running, row: Row, headers: Mapping[str, str] | None = None, *, stream: bool = False
+) -> httpx.Response:
+    return await up.http.post(row.path, content=row.body(stream=stream), headers={**dict(JSON), **(headers or {})})
 
 
 @by_path
@@ -148,7 +146,7 @@ async def test_headers_are_forwarded_but_for_ours_and_secrets(tmp_path: Path, ro
             await exchange.whole(row.whole, headers=[*JSON, *more])
 
         engine.answer = answer
-        reply = await ask(up, row, **IDENTITY, **OURS, **SECRETS)
+        reply = await ask(up, row, {**IDENTITY, **OURS, **SECRETS})
         assert reply.status_code == 200, reply.text
         got = {name: engine.last.header(name) for name in IDENTITY}
         assert {name: value for name, value in got.items() if value != IDENTITY[name]} == {}

@@ -43,7 +43,12 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     (folder / "prompt.md").write_text("Question: {question}")
     keys = [{"key": "key-a", "tenant": "a"}, {"key": "key-b", "tenant": "b"}]
     async with recording() as engine:
-        text = written({"default": attached(engine.url)}, workflows={"nl2sql": WORKFLOW}, auth={"keys": keys})
+        text = written(
+            {"default": attached(engine.url)},
+            workflows={"nl2sql": WORKFLOW},
+            auth={"keys": keys},
+            inference={"enabled": False},  # only what clients say is asked for here
+        )
         async with running(folder, text) as up:
             yield Site(up, engine)
 
@@ -99,3 +104,11 @@ async def test_a_foreign_object_in_the_body_stays_there(site: Site) -> None:
 async def test_a_stage_that_a_vendor_names_and_no_model_serves_is_no_error(site: Site) -> None:
     named = {"Helicone-Session-Id": "h1", "Helicone-Session-Name": "nl2sql", "Helicone-Session-Path": "/x/answer"}
     assert (await site.ask(named))["source"] == "helicone"
+
+
+@pytest.mark.parametrize("run", ["zwölf", "€-7", "会话-1"])
+async def test_a_session_in_any_script_comes_back_as_it_was_named(site: Site, run: str) -> None:
+    told = await site.ask({}, chat(conversation=run))
+    assert told["source"] == "conversation"
+    assert told["id"] == run
+    assert site.engine.last.header("X-Session-ID") is not None

@@ -258,7 +258,7 @@ async def test_a_result_without_rows_is_empty_also_when_it_comes_from_the_cache(
 
 async def test_many_identical_statements_at_once_run_once(tmp_path: Path) -> None:
     async with store(tmp_path, workers=2) as up:
-        sql = "SELECT sum(a.i * b.i) AS s FROM range(3000) AS a(i), range(3000) AS b(i)"
+        sql = "SELECT sum(a.i * b.i) AS s FROM range(2000) AS a(i), range(2000) AS b(i)"
         replies = await asyncio.gather(*(query(up, sql) for _ in range(64)))
         assert {reply.status_code for reply in replies} == {200}
         assert len({reply.content for reply in replies}) == 1
@@ -442,7 +442,7 @@ async def test_a_killed_worker_fails_its_statement_alone_and_is_replaced(tmp_pat
 @pytest.mark.untraced
 async def test_workers_that_are_killed_again_and_again_fail_only_what_they_had_in_hand(tmp_path: Path) -> None:
     async with store(tmp_path, timeout="60s") as up:
-        sql = "SELECT sum(a.i * b.i) + {} AS s FROM range(3000) AS a(i), range(3000) AS b(i)"
+        sql = "SELECT sum(a.i * b.i) + {} AS s FROM range(2000) AS a(i), range(2000) AS b(i)"
         asking = [asyncio.create_task(query(up, ENDLESS))]
         await until(lambda: busy(up) == 1, "a busy worker")
         asking += [asyncio.create_task(query(up, sql.format(number))) for number in range(50)]

@@ -59,7 +59,7 @@ ILL_FORMED = [
     ("a: ${X\n", "1: a: ${X is neither ${NAME} nor ${NAME:-default}"),
     ("a: {b: ${X}}\n", '1: inside { } and [ ] a variable must be quoted: "${NAME}"'),
     ("a: [${X}]\n", '1: inside { } and [ ] a variable must be quoted: "${NAME}"'),
-    ("a: " + "[" * 5000 + "\n", "is nested more than 32 levels deep"),
+    ("a: " + "[" * 1000 + "\n", "is nested more than 32 levels deep"),
     ("a: &x [*x]\n", f"1: a{'[0]' * DEPTH}: nested more than 32 levels deep, or an alias of itself"),
     (b"a: " + b"x" * FILE_BYTES, "is larger than 1 MB"),
 ]  # fmt: skip

@@ -120,6 +120,25 @@ def test_runs_of_blocks_behave_as_single_blocks_do(happenings: list[tuple[str, s
     assert blocks.used == 0
 
 
+def test_a_prefix_is_found_though_it_goes_on_in_the_blocks_of_one_that_computed_it_twice() -> None:
+    blocks = Blocks(20)
+    first = blocks.hold(text("aab"), 0, 3)
+    assert first is not None
+    blocks.grow(first, 3)
+    blocks.fill(first, 3)
+    # The second shares but one block, computes the first's second block again, and goes on by itself.
+    second = blocks.hold(text("aaa"), 1, 3)
+    assert second is not None
+    blocks.grow(second, 3)
+    blocks.fill(second, 3)
+    third = blocks.hold(text("aaa"), 3, 3)
+    assert third is not None
+    assert third.size == 3
+    for holding, used in ((first, 4), (second, 3), (third, 0)):
+        blocks.give_back(holding)
+        assert blocks.used == used
+
+
 def test_a_prefix_that_many_hold_is_left_when_the_last_of_them_leaves() -> None:
     blocks = Blocks(20)
     hashes = text("aaaaaaaaaa")

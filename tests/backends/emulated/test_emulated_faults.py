@@ -128,7 +128,18 @@ async def test_garbage_is_one_line_in_a_stream_and_the_rest_of_a_body() -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["explode", "die_after", "die_after=-1", "die_after=x", "refuse=3", "status=204", ""]
+    "fault",
+    [
+        "explode",
+        "die_after",
+        "die_after=-1",
+        "die_after=x",
+        "refuse=3",
+        "status=204",
+        "",
+        "hang;retry_after=1",
+        "status=429;retry_after=soon",
+    ],
 )
 async def test_a_fault_that_does_not_exist_is_a_bad_request(fault: str) -> None:
     async with serve(FAULTY) as server:
