@@ -83,9 +83,9 @@ def nl2sql(rng: Random) -> Flow:
 
 
 _DSPY = (
-    "Your input fields are:\n1. `{inputs}` (str):\n\nYour output fields are:\n1. `{outputs}` (str):\n\nAll interactions "
-    "will be structured in the following way, with the appropriate values filled in.\n\n[[ ## {inputs} ## ]]\n"
-    "{{{inputs}}}\n\n[[ ## {outputs} ## ]]\n{{{outputs}}}\n\n[[ ## completed ## ]]\n\nIn adhering to this structure, "
+    "Your input fields are:\n1. `{inputs}` (str):\n\nYour output fields are:\n1. `{outputs}` (str):\n\n"
+    "All interactions will be structured in the following way, with the appropriate values filled in.\n\n"
+    "[[ ## {inputs} ## ]]\n{{{inputs}}}\n\n[[ ## {outputs} ## ]]\n{{{outputs}}}\n\n[[ ## completed ## ]]\n\nIn adhering to this structure, "
     "your objective is: {objective}"
 )
 
@@ -97,15 +97,17 @@ def dspy(rng: Random) -> Flow:
     for number in range(rng.randrange(2, 6)):
         thought, sql = prose(rng, 25), statement(rng)
         told = (
-            f"[[ ## question ## ]]\n{asked}\n\n[[ ## trajectory ## ]]\n{steps}\n\nRespond with the corresponding output "
-            "fields, starting with the field `[[ ## next_thought ## ]]`, then `[[ ## next_tool_args ## ]]`, and then "
+            f"[[ ## question ## ]]\n{asked}\n\n[[ ## trajectory ## ]]\n{steps}\n\n"
+            "Respond with the corresponding output fields, starting with the field `[[ ## next_thought ## ]]`, "
+            "then `[[ ## next_tool_args ## ]]`, and then "
             "ending with the marker for `[[ ## completed ## ]]`."
         )
         arguments = json.dumps({"sql": sql})
         script.call(
             "dspy/react",
             [Turn("user", told)],
-            f"[[ ## next_thought ## ]]\n{thought}\n\n[[ ## next_tool_args ## ]]\n{arguments}\n\n[[ ## completed ## ]]",
+            f"[[ ## next_thought ## ]]\n{thought}\n\n[[ ## next_tool_args ## ]]\n{arguments}\n\n"
+            "[[ ## completed ## ]]",
             system=_DSPY.format(
                 inputs="trajectory", outputs="next_thought", objective="Answer by use of tools, step by step."
             ),
@@ -128,9 +130,12 @@ def dspy(rng: Random) -> Flow:
     return script.calls
 
 
+_RULES = prose(Random(7), 400)  # noqa: S311 - the same each time
+
+
 def coder(rng: Random) -> Flow:
-    """A coding agent: a title first, then a loop with a sub-agent in it, in the end a summary of a compacted session."""
-    script, rng = _Script(rng), rng
+    """A coding agent: a title first, then a loop with a sub-agent in it, a summary, and a compacted session."""
+    script = _Script(rng)
     asked = f"Please mend the {prose(rng, 3)} Users see that {prose(rng, 30)}"
     script.call(
         "coder/title",
@@ -139,9 +144,7 @@ def coder(rng: Random) -> Flow:
         system="You generate short titles. Answer with the title alone, of at most 50 characters.",
     )
     env = f"<env>\nWorking directory: /home/user{rng.randrange(99)}/project\nToday's date: 2026-11-21\n</env>"
-    system = (
-        "You are a coding agent in a terminal. Work until the task is done. Be brief.\n" + prose(Random(7), 400) + env
-    )  # noqa: S311 - the same prompt each time
+    system = "You are a coding agent in a terminal. Work until the task is done. Be brief.\n" + _RULES + env
     tools = ("bash", "edit", "read", "task")
     turns = [Turn("user", asked)]
     helped = rng.randrange(1, 4)
@@ -187,13 +190,16 @@ def crew(rng: Random) -> Flow:
         ("Editor", "make it short and right"),
     ):
         given = f"\n\nThis is the context you're working with:\n{context}" if context else ""
+        task = (
+            f'\nCurrent Task: For the question "{topic}" {goal}.\n\nThis is the expected criteria for your final '
+            f"answer: a text of some sentences.{given}\n\nBegin!"
+        )
         context = script.call(
             f"crew/{role}",
-            [Turn("user", f"\nCurrent Task: For the question \"{topic}\" {goal}.\n\nThis is the expected criteria for your "
-                          f"final answer: a text of some sentences.{given}\n\nBegin!")],
+            [Turn("user", task)],
             f"Final Answer: {prose(rng, 120)}",
             system=f"You are {role}. You have worked at an airline for years.\nYour personal goal is: {goal}",
-        )  # fmt: skip
+        )
     return script.calls
 
 
@@ -234,13 +240,16 @@ def rag(rng: Random) -> Flow:
         system="Rewrite the question so that a search engine finds what is needed.",
     )
     documents = "\n\n".join(f"[{number}] {prose(rng, 150)}" for number in range(4))
+    query = (
+        f"Context information is below.\n---------------------\n{documents}\n---------------------\nGiven the "
+        f"context information and not prior knowledge, answer the query.\nQuery: {better}\nAnswer: "
+    )
     answer = script.call(
         "rag/answer",
-        [Turn("user", f"Context information is below.\n---------------------\n{documents}\n---------------------\nGiven "
-                      f"the context information and not prior knowledge, answer the query.\nQuery: {better}\nAnswer: ")],
+        [Turn("user", query)],
         prose(rng, 60),
         system="You are an expert Q&A system that is trusted around the world.",
-    )  # fmt: skip
+    )
     script.call(
         "rag/judge",
         [Turn("user", f"Question: {asked}\nAnswer: {answer}\n\nIs it faithful? Score from 1 to 5.")],

@@ -7,31 +7,49 @@ from random import Random
 
 _PLACES = ("AMS", "CDG", "FRA", "LHR", "MUC", "VIE", "ZRH", "MAD")
 _MONTHS = ("March", "April", "May", "June")
-_KINDS = ("How many flights left {place} in {month}?", "Which carrier was latest out of {place} in {month}?",
-          "What was the mean delay at {place} in {month}?", "List the busiest routes from {place} in {month}.")  # fmt: skip
-_WORDS = (
-    "airline airport arrival average balance baggage boarding budget cabin cancel capacity carrier cause change city "
-    "claim clear close code cost count crew customer daily damage date decision delay demand depart desk destination "
-    "detail distance early economy effect engine error estimate evening event excess expect fare final first fleet "
-    "flight forecast found fuel gate ground growth heavy history hour index into item journey known large late leave "
-    "level limit line list load loss luggage market mean measure minute missed month morning night noise normal note "
-    "number offer office open order other output passenger past pattern peak period pilot plan point policy price "
-    "problem quarter rate reason record refund region report request result return revenue route rule runway sample "
-    "schedule season seat second security service share short signal slot source staff standard start state step "
-    "storm strike summer supply system table terminal ticket time total tower track traffic train transfer trend "
-    "travel trip type under union unit update usual value volume waiting weather week winter yield zone"
-).split()
+_KINDS = (
+    "How many flights left {place} in {month}?",
+    "Which carrier was latest out of {place} in {month}?",
+    "What was the mean delay at {place} in {month}?",
+    "List the busiest routes from {place} in {month}.",
+)
+_WORDS = """
+    airline airport arrival average balance baggage boarding budget cabin cancel capacity carrier cause change
+    city claim clear close code cost count crew customer daily damage date decision delay demand depart desk
+    destination detail distance early economy effect engine error estimate evening event excess expect fare
+    final first fleet flight forecast found fuel gate ground growth heavy history hour index into item journey
+    known large late leave level limit line list load loss luggage market mean measure minute missed month
+    morning night noise normal note number offer office open order other output passenger past pattern peak
+    period pilot plan point policy price problem quarter rate reason record refund region report request result
+    return revenue route rule runway sample schedule season seat second security service share short signal slot
+    source staff standard start state step storm strike summer supply system table terminal ticket time total
+    tower track traffic train transfer trend travel trip type under union unit update usual value volume waiting
+    weather week winter yield zone
+""".split()  # noqa: SIM905 - they are easier to read as a text
 
-SCHEMA = "\n".join(
-    f"CREATE TABLE {table} (\n{fields}\n);"
-    for table, fields in (
-        ("flights", "  id INTEGER PRIMARY KEY,\n  carrier_id INTEGER REFERENCES carriers(id),\n  origin TEXT NOT NULL,\n"
-                    "  destination TEXT NOT NULL,\n  departed_at TIMESTAMP,\n  delay_minutes INTEGER,\n  seats INTEGER"),
-        ("carriers", "  id INTEGER PRIMARY KEY,\n  name TEXT NOT NULL,\n  country TEXT,\n  founded INTEGER"),
-        ("bookings", "  id INTEGER PRIMARY KEY,\n  flight_id INTEGER REFERENCES flights(id),\n  passenger TEXT,\n"
-                     "  fare NUMERIC(10, 2),\n  booked_at TIMESTAMP"),
-    )
-)  # fmt: skip
+SCHEMA = """\
+CREATE TABLE flights (
+  id INTEGER PRIMARY KEY,
+  carrier_id INTEGER REFERENCES carriers(id),
+  origin TEXT NOT NULL,
+  destination TEXT NOT NULL,
+  departed_at TIMESTAMP,
+  delay_minutes INTEGER,
+  seats INTEGER
+);
+CREATE TABLE carriers (
+  id INTEGER PRIMARY KEY,
+  name TEXT NOT NULL,
+  country TEXT,
+  founded INTEGER
+);
+CREATE TABLE bookings (
+  id INTEGER PRIMARY KEY,
+  flight_id INTEGER REFERENCES flights(id),
+  passenger TEXT,
+  fare NUMERIC(10, 2),
+  booked_at TIMESTAMP
+);"""
 
 
 def question(rng: Random) -> str:
@@ -68,4 +86,5 @@ def rows(rng: Random, count: int) -> str:
 
 
 def error(rng: Random) -> str:
+    """What a database says of a statement."""
     return f'Binder Error: column "{rng.choice(_WORDS)}_{rng.choice(_WORDS)}" does not exist, LINE {rng.randrange(9)}'

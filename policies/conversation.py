@@ -1,4 +1,4 @@
-"""What a call asks, as inference reads it: who says what in which order, in a form that survives going through clients.
+"""What a call asks, as inference reads it: who says what in which order, in a form that survives its clients.
 
 Clients change what they send back: ids of tool calls, null for no text, the whitespace of arguments, reasoning that
 they drop, reminders that they move. None of that is in the form kept here, so that a conversation that goes on

@@ -2,11 +2,12 @@
 
 Each run that may be meant is given a score for what ties the call to it, and the highest one above `ENOUGH` wins:
 
-| evidence | why |
-|---|---|
-| the prompt goes on from what a call of the run asked, and from what it was answered | that is how agents work; a conversation that waits to be gone on from comes before one that others went on from |
-| the prompt is that of a known call | a retry, or one of several samples; at a run's beginning only while the first is young, or had no answer |
-| the prompt quotes what calls of the run said, or were told elsewhere | a fixer quotes SQL, a judge an answer, a sub-agent its task |
+* The prompt goes on from what a call of the run asked, and from what it was answered. A conversation that waits for
+  that comes before one that others went on from.
+* The prompt is that of a known call: a retry, or one of several samples. At a run's beginning that counts only while
+  the first one is very young, or if it had no answer: another run may ask the same.
+* The prompt quotes what calls of the run said: a fixer quotes SQL, a judge an answer, a sub-agent its task. Or it has
+  words that no other run was told, at other stages; unless runs use to begin at this one.
 
 Of runs that tie, as two that ask the same do, the one that has waited longest goes first: they take their turns.
 Tenants share nothing, and each has its own bounds: none can join, crowd out or slow down another's runs.
@@ -22,25 +23,30 @@ from typing import Literal, NamedTuple
 
 from policies.conversation import Conversation, answer, flat
 from policies.linkage_habits import Habits
-from policies.linkage_quotes import Quotes, Reading, read
+from policies.linkage_quotes import Quoted, Quotes, Reading, read
 from policies.linkage_runs import Passage, Run, Step, Tail
 from policies.linkage_stages import Place, Stages
 from policies.linkage_states import Digest, Match, States, Text
-from policies.linkage_weighing import ENOUGH, ahead, in_turn, scores, tied
+from policies.linkage_weighing import ENOUGH, Ahead, ahead, in_turn, scores, tied
 
 How = Literal["named", "extends", "repeats", "quotes", "new"]
 
 _STEPS_MOST, _PASSAGES_MOST = 64, 128
 _MOST_OF = 0.6
 """An answer of which so much is quoted does not wait for being quoted any more."""
-_READ_FIRST, _READ_LAST = 8_000, 16_000
-"""Bytes of what is new in a prompt that are searched for quotations, at its beginning and at its end."""
+_READ_MOST, _READ_LITTLE = 24_000, 4_000
+"""Bytes of what is new in a prompt that are read: where quotations are to be found, and where they are to be kept."""
 _TOLD_MOST, _SAID_MOST = 512, 768
 """Shingles that are kept of a call's prompt, and of its answer."""
 
 
+_NOTHING = Reading([], [])
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
+    """Where a call belongs, and `how` that was found."""
+
     run: str
     stage: str
     how: How
@@ -71,7 +77,7 @@ class Linkage:
         return tenant.link(asked, now)
 
     def answered(self, tenant: str, call: str, text: str, now: float) -> None:
-        """What a call was answered, as `spoken` writes it: empty where it failed. One that is not known is ignored."""
+        """What a call was answered, as `spoken` writes it; empty where it failed. An unknown call is ignored."""
         known = self._tenants.get(tenant)
         if known is not None:
             known.answered(call, text, now)
@@ -86,7 +92,7 @@ class Linkage:
 class _Prompt:
     """A call's prompt as it is compared. `body`: where the system prompt in it ends.
 
-    `system` is that as it is read, where it may embed something of a run's.
+    `reading` is what is new behind it.
     """
 
     content: bytes
@@ -94,8 +100,8 @@ class _Prompt:
     text: Text
     shape: object
     matches: list[Match]
-    place: Place = Place("", "")
-    system: Reading = Reading([], [])
+    place: Place
+    reading: Reading
 
     @property
     def known(self) -> int:
@@ -130,15 +136,19 @@ class _Tenant:
     def link(self, asked: Conversation, now: float) -> Link:
         self._forget(now)
         prompt = self._read(asked)
-        reading = read(self._new_text(prompt))
-        if not prompt.known and not self.stages.is_settled(prompt.place.text):
-            prompt.system = read(prompt.content[: min(prompt.body, _READ_FIRST)].decode("utf-8", "ignore"))
-        choice = self._named(asked.run, prompt, now) if asked.run else self._choose(prompt, reading, now)
+        known = len(self._runs)
+        found = {} if asked.run else ahead(prompt.matches, prompt.text.length, known, now)
+        certain = len(found) == 1 and next(iter(found.values())).next
+        prompt.reading = read(self._new_text(prompt, _READ_LITTLE if certain or asked.run else _READ_MOST))
+        if asked.run:
+            choice: _Choice | None = self._named(asked.run, prompt, now)
+        else:
+            choice = self._choose(prompt, found, None if certain else self._quoted(prompt), now)
         if choice is None:
             choice = _Choice(self._start(f"run-{asked.call}", now), "new")
         elif self._is_twin(choice):
             choice = self._part(choice, f"run-{asked.call}", now)
-        self._take(asked.call, prompt, reading, choice, now)
+        self._take(asked.call, prompt, choice, now)
         return Link(choice.run.id, prompt.place.stage, choice.how)
 
     def answered(self, call: str, text: str, now: float) -> None:
@@ -151,46 +161,53 @@ class _Tenant:
         if text:
             step.silent = False
             self._states.file(step, Text(answer(text), self._digest, tail).state())
-            step.said = self._keep(read(text[: 8 * _READ_LAST]), step.run, None, _SAID_MOST)
+            step.said = self._keep(read(text[:_READ_MOST]), step.run, None, _SAID_MOST)
 
     def _read(self, asked: Conversation) -> _Prompt:
-        """The prompt, the known conversations that it goes on from, and its stage: theirs, where nothing else changed."""
+        """The prompt, the conversations that it goes on from, and its stage: theirs, where nothing else changed."""
         system = self.stages.plain(asked.system) if asked.system else ""
         content = flat(system, asked.turns)
         text = Text(content, self._digest, Tail(0, 0, b""))
         shape = (hash(system), asked.tools)
         body = len(flat(system, ()))
-        prompt = _Prompt(content, body, text, shape, list(self._states.matches(text)))
-        kept = next((match.step.place for match in prompt.matches if match.step.shape == shape), None)
+        matches = list(self._states.matches(text))
+        kept = next((match.step.place for match in matches if match.step.shape == shape), None)
         first = next((turn.text for turn in asked.turns if turn.role == "user"), "")
-        prompt.place = kept or self.stages.of(asked.system or first, asked.tools, system=bool(asked.system))
-        return prompt
+        place = kept or self.stages.of(asked.system or first, asked.tools, system=bool(asked.system))
+        return _Prompt(content, body, text, shape, matches, place, _NOTHING)
 
-    def _new_text(self, prompt: _Prompt) -> str:
-        """What is new in a prompt's turns; of what is too long, its beginning and its end."""
+    def _new_text(self, prompt: _Prompt, most: int) -> str:
+        """What is new in a prompt's turns; of what is longer, its beginning and, twice as much, its end."""
         content = prompt.content[prompt.known or prompt.body :]
-        if len(content) > _READ_FIRST + _READ_LAST:
-            content = content[:_READ_FIRST] + b"\n" + content[-_READ_LAST:]
+        if len(content) > most:
+            content = content[: most // 3] + b"\n" + content[-(most - most // 3) :]
         return content.decode("utf-8", "ignore")
+
+    def _quoted(self, prompt: _Prompt) -> Quoted:
+        """What of all runs a prompt quotes."""
+        stage, known = prompt.place.stage, len(self._runs)
+        quoted = self._quotes.quoted(prompt.reading, stage, known)
+        quoted = quoted._replace(told=self._habits.weighed(quoted.told, stage))
+        if prompt.known or not prompt.body or self.stages.is_settled(prompt.place.text):
+            return quoted
+        # What a system prompt shares with what others were told is a template; but a run may have said it.
+        more = self._quotes.quoted(
+            read(prompt.content[: min(prompt.body, _READ_LITTLE)].decode("utf-8", "ignore")), stage, known
+        )
+        for run, weight in more.said.items():
+            quoted.said[run] = quoted.said.get(run, 0.0) + weight
+        quoted.fresh.update(more.fresh)
+        return quoted
 
     def _named(self, run: str, prompt: _Prompt, now: float) -> _Choice:
         known = self._runs.get(run) or self._start(run, now)
         match = next((match for match in prompt.matches if match.step.run is known), None)
         return _Choice(known, "named", match)
 
-    def _choose(self, prompt: _Prompt, reading: Reading, now: float) -> _Choice | None:
-        known = len(self._runs)
-        found = ahead(prompt.matches, prompt.text.length, known, now)
-        certain = len(found) == 1 and next(iter(found.values())).next
-        quoted = None if certain else self._quotes.quoted(reading, prompt.place.stage, known)
-        if quoted is not None:
-            quoted = quoted._replace(told=self._habits.weighed(quoted.told, prompt.place.stage))
-            # What a system prompt shares with what others were told is a template; but it may have been said.
-            more = self._quotes.quoted(prompt.system, prompt.place.stage, known)
-            for run, weight in more.said.items():
-                quoted.said[run] = quoted.said.get(run, 0.0) + weight
-            quoted.fresh.update(more.fresh)
-        sums = scores(found, quoted, known, self._idle, now)
+    def _choose(
+        self, prompt: _Prompt, found: Mapping[Run, Ahead], quoted: Quoted | None, now: float
+    ) -> _Choice | None:
+        sums = scores(found, quoted, len(self._runs), self._idle, now)
         if max(sums.values(), default=0.0) < ENOUGH:
             return None
         run = in_turn(tied(sums, found), found, prompt.matches, now)
@@ -200,7 +217,7 @@ class _Tenant:
         match = found[run].match
         return _Choice(run, "repeats" if match.length == prompt.text.length else "extends", match, fresh)
 
-    def _take(self, call: str, prompt: _Prompt, reading: Reading, choice: _Choice, now: float) -> None:
+    def _take(self, call: str, prompt: _Prompt, choice: _Choice, now: float) -> None:
         """Remember a call as one of this run."""
         run = choice.run
         run.last = now
@@ -213,14 +230,14 @@ class _Tenant:
         root = match is None or (again and match.step.root)
         step = Step(run, call, place, prompt.shape, now, root, prompt.text.tail())
         if match is not None and again and root:
-            step.twin = match.step.twin = True
+            step.twin = match.step.twin = match.step.answered is None
             step.began = match.step.began
         self._states.file(step, prompt.text.state())
         run.steps.append(step)
         self._open[call] = step
         if len(run.steps) > _STEPS_MOST:
             self._drop(run.steps.pop(0))
-        self._keep(reading, run, place.stage, _TOLD_MOST)
+        self._keep(prompt.reading, run, place.stage, _TOLD_MOST)
 
     def _follow(self, choice: _Choice, now: float) -> None:
         """What the call goes on from does not wait any more, nor does an answer that it quotes."""

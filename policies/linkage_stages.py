@@ -37,7 +37,47 @@ _PLACES = re.compile(r"https?://\S+|(?:/[\w.@+~-]+){2,}/?|cc_version=\S+")
 _ADDRESSES = re.compile(r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+|\b[A-Za-z]:\\\S+")
 _WORD = re.compile(r"\w+|¤")
 _DATES = frozenset(
-    ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December", "Jan", "Feb", "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "AM", "PM"]
+    [
+        "Mon",
+        "Tue",
+        "Wed",
+        "Thu",
+        "Fri",
+        "Sat",
+        "Sun",
+        "Monday",
+        "Tuesday",
+        "Wednesday",
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+        "Jan",
+        "Feb",
+        "Mar",
+        "Apr",
+        "Jun",
+        "Jul",
+        "Aug",
+        "Sep",
+        "Oct",
+        "Nov",
+        "Dec",
+        "AM",
+        "PM",
+    ]
 )
 
 
@@ -77,7 +117,7 @@ class Place(NamedTuple):
 class _Stage:
     """`core`: the shingles that all of its prompts had; `texts`: how many there have been.
 
-    `taken_for` is the stage that it counts as until it has come a few times: its first text alone was like that one's.
+    `taken_for` is the stage that it counts as until it has come a few times: its first text was like that one's.
     """
 
     name: str
@@ -143,7 +183,7 @@ class Stages:
         return Place(known.stage.shown, name)
 
     def came(self, place: Place, before: Mapping[str, str]) -> Place:
-        """A run has come to a place, and where it has been `before`: the stage of each text. Returns the better place.
+        """A run has come to a place; `before` are the stages of the texts it has had. Returns the better place.
 
         Two texts that differ a little, and come in one run, are two stages: else what they embed would be the run's.
         But a stage that is known to embed something may do so anew with each call.

@@ -1,4 +1,4 @@
-"""What speaks for each run that a call may be of, in numbers that add up, and whose turn it is where they are equal."""
+"""What speaks for each run that a call may be of, in numbers that add up, and whose turn it is among equals."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ _OLD = 60.0
 _PATIENCE, _GRACE, _GAPS_MOST = 2.5, 0.5, 16
 _TOGETHER = 0.1
 """Samples of one prompt are sent at once: what comes later is asked anew."""
+_LENGTH_LEAST = 64
+"""Bytes of a prompt that two runs do not have in common by chance."""
 
 
 class Ahead(NamedTuple):
@@ -53,14 +55,15 @@ def ahead(matches: Sequence[Match], length: int, runs: int, now: float) -> dict[
 
 
 def _same(match: Match, now: float) -> float:
-    """What it says that the prompt is that of a known call: at a run's beginning little, for others may ask the same."""
+    """What it says that the prompt is a known call's: at a run's beginning little, for others may ask the same."""
     step = match.step
     if not step.root:
         return _REPEAT if step.followed else _RETRY
     if step.followed:
         return 0.0
     if step.answered is None:
-        return _AGAIN if now - step.began <= _TOGETHER and match.alike < 3 else 0.0
+        sample = now - step.began <= _TOGETHER and match.alike < 3 and match.length >= _LENGTH_LEAST
+        return _AGAIN if sample else 0.0
     return _AGAIN if step.silent and now - step.answered <= _OLD else 0.0
 
 
@@ -78,7 +81,7 @@ def _further(match: Match, last: int, runs: int) -> Ahead:
 
 
 def scores(found: Mapping[Run, Ahead], quoted: Quoted | None, runs: int, idle: float, now: float) -> dict[Run, float]:
-    """All evidence for each run. Where a run's conversation is what the prompt goes on from, no other is looked at."""
+    """All evidence for each run. Where one's conversation is what the prompt goes on from, no other is looked at."""
     sums = {run: item.worth for run, item in found.items()}
     if quoted is None:
         return sums

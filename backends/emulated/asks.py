@@ -108,8 +108,8 @@ def ask(document: Mapping[str, Any], header: str | None, **read: Any) -> Ask:
     return Ask(
         model=text(document, "model"),
         stream=flag(document, "stream"),
-        priority=_priority(document, header),
-        salt=text(document, "cache_salt") or "",
+        priority=read_priority(document, header),
+        salt=read_salt(document),
         seed=value(document, "seed", 0, is_int, "an integer"),
         **read,
     )
@@ -164,7 +164,11 @@ def _callable(tools: list[Any], choice: object) -> frozenset[str]:
     return named_tool(named.get("name") if isinstance(named, dict) else None, names)
 
 
-def _priority(document: Mapping[str, Any], header: str | None) -> int:
+def read_salt(document: Mapping[str, Any]) -> str:
+    return text(document, "cache_salt") or ""
+
+
+def read_priority(document: Mapping[str, Any], header: str | None = None) -> int:
     """Lower is sooner. The header wins; one that is no integer is ignored, as vLLM does."""
     body: int = value(document, "priority", 0, is_int64, "an integer of 64 bits")
     try:

@@ -19,13 +19,13 @@ STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_
 
 
 def read_message(document: Mapping[str, Any], priority: str | None) -> Ask:
-    """A body of /v1/messages; `priority` is the header X-Vllm-Priority."""
+    """A body of /v1/messages; `priority` is the header X-Vllm-Priority: of the body vLLM does not read it here."""
     messages, tools = _chat(document)
     limit = count(document, "max_tokens")
     if limit is None:
         raise missing("max_tokens", "must be there")
     return ask(
-        document,
+        {**document, "priority": None},
         priority,
         **conversation(messages, tools),
         tools=_callable(document),

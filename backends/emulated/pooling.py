@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from backends.emulated.asks import is_tokens
+from backends.emulated.asks import is_tokens, read_priority, read_salt
 from backends.emulated.fields import bad, missing, text, value
 from backends.emulated.tokens import Prompt, plain_text, text_prompt, token_prompt
 
@@ -30,6 +30,8 @@ class Pooled:
     """One request, read: the prompts that it has computed, and the members that its answer has then."""
 
     model: str | None
+    priority: int
+    salt: str
     prompts: Sequence[Prompt]
     members: Mapping[str, Any]
 
@@ -48,7 +50,7 @@ def read_embedding(document: Mapping[str, Any]) -> Pooled:
         {"object": "embedding", "index": index, "embedding": _packed(one) if form == "base64" else one}
         for index, one in enumerate(vectors)
     ]
-    return Pooled(model=text(document, "model"), prompts=prompts, members={"object": "list", "data": data})
+    return _pooled(document, prompts, {"object": "list", "data": data})
 
 
 def read_rerank(document: Mapping[str, Any]) -> Pooled:
@@ -141,8 +143,18 @@ def _texts(document: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _pairs(document: Mapping[str, Any], pairs: Sequence[tuple[str, str]], members: dict[str, Any]) -> Pooled:
-    prompts = [text_prompt(f"{one}\n{other}") for one, other in pairs]
-    return Pooled(model=text(document, "model"), prompts=prompts, members=members)
+    return _pooled(document, [text_prompt(f"{one}\n{other}") for one, other in pairs], members)
+
+
+def _pooled(document: Mapping[str, Any], prompts: Sequence[Prompt], members: dict[str, Any]) -> Pooled:
+    """The priority is the body's: vLLM reads no header here."""
+    return Pooled(
+        model=text(document, "model"),
+        priority=read_priority(document),
+        salt=read_salt(document),
+        prompts=prompts,
+        members=members,
+    )
 
 
 def _is_width(found: object) -> bool:

@@ -69,7 +69,7 @@ class Surface:
     def app(self) -> Starlette:
         return Starlette(
             routes=[
-                *(Route(path, end, methods=[method]) for method, path, end in self._surfaces()),
+                *(Route(path, self._at_fault(end), methods=[method]) for method, path, end in self._surfaces()),
                 Route("/v1/models", self._models),
                 Route("/health", self._health),
                 Route("/ping", self._health, methods=["GET", "POST"]),
@@ -84,7 +84,7 @@ class Surface:
         )
 
     def _surfaces(self) -> Iterator[tuple[str, str, Endpoint]]:
-        """Those that the options want. FastAPI has no HEAD where it has GET, and vLLM is FastAPI."""
+        """Those that the options want, each by its method and path."""
         routes: dict[str, list[tuple[str, str, Endpoint]]] = {
             "chat": [("POST", "/v1/chat/completions", self._chat)],
             "completions": [("POST", "/v1/completions", self._complete)],
@@ -130,23 +130,17 @@ class Surface:
     async def _answer(
         self, request: Request, read: Reader, make: type[ChatWire | TextWire | MessageWire]
     ) -> Answered:
-        fault = self._fault(request)
-        if fault and not fault.midway:
-            return _fail(fault)
         ask = read(await _document(request), request.headers.get("x-vllm-priority"))
         answer_id = request.headers.get("x-request-id", uuid.uuid4().hex)
-        job = self._job(request, ask, make(answer_id, self.model, int(time.time()), ask), fault)
+        job = self._job(request, ask, make(answer_id, self.model, int(time.time()), ask))
         return Stream(job) if ask.stream else Whole(job)
 
     async def _respond(self, request: Request) -> Answered:
-        fault = self._fault(request)
-        if fault and not fault.midway:
-            return _fail(fault)
         document = await _document(request)
         wanted = read_response(
             document, request.headers.get("x-vllm-priority"), self._store.conversation, self.model, int(time.time())
         )
-        job = self._job(request, wanted.ask, ResponseWire(wanted.members), fault, held=wanted.background)
+        job = self._job(request, wanted.ask, ResponseWire(wanted.members), held=wanted.background)
         kept = Kept(wanted=wanted, job=job)
         if wanted.store:
             self._store.keep(kept)
@@ -193,34 +187,40 @@ class Surface:
 
     async def _pool(self, request: Request, read: Callable[[dict[str, Any]], Pooled], kind: str) -> Answered:
         """Each prompt is computed like any other, and its first token ends it."""
-        fault = self._fault(request)
-        if fault and not fault.midway:
-            return _fail(fault)
         pooled = read(await _document(request))
         for prompt in pooled.prompts:
             self._check(pooled.model, prompt)
         answer_id = request.headers.get("x-request-id", uuid.uuid4().hex)
         told = {"id": f"{kind}-{answer_id}", "model": self.model, **pooled.members, "usage": pooled.usage()}
-        lines = [self.driver.submit(self._sequence(prompt.data), "stop") for prompt in pooled.prompts]
+        lines = [self.driver.submit(self._sequence(pooled, prompt.data), "stop") for prompt in pooled.prompts]
         return Batch(self.driver, lines, orjson.dumps(told), _request_id(request))
 
     def _fault(self, request: Request) -> Fault | None:
         return read_fault(request.headers.get(HEADER)) if self.options.faults else None
 
-    def _job(self, request: Request, ask: Ask, wire: Wire, fault: Fault | None, held: bool = False) -> Job:
+    def _at_fault(self, end: Endpoint) -> Endpoint:
+        """The route with the faults that come before an answer."""
+
+        async def failing(request: Request) -> Answered:
+            fault = self._fault(request)
+            return await end(request) if fault is None or fault.midway else _fail(fault)
+
+        return failing
+
+    def _job(self, request: Request, ask: Ask, wire: Wire, held: bool = False) -> Job:
         said = answer(ask, self._script, self.options.seed, self._room(ask))
-        sequence = self._sequence(ask.prompt.data, said.data, len(said.pieces), ask)
+        sequence = self._sequence(ask, ask.prompt.data, said.data, len(said.pieces))
         line = self.driver.submit(sequence, said.finish)
-        headers = _request_id(request)
+        headers, fault = _request_id(request), self._fault(request)
         return Job(driver=self.driver, line=line, answer=said, wire=wire, headers=headers, fault=fault, held=held)
 
-    def _sequence(self, prompt: bytes, said: bytes = b"", output: int = 1, ask: Ask | None = None) -> Sequence:
+    def _sequence(self, asked: Ask | Pooled, prompt: bytes, said: bytes = b"", output: int = 1) -> Sequence:
         return Sequence(
             id=uuid.uuid4().hex,
             prompt=len(prompt) // TOKEN_BYTES,
             output=output,
-            hashes=block_hashes(prompt + said, self.options.block_size, ask.salt if ask else ""),
-            priority=ask.priority if ask else 0,
+            hashes=block_hashes(prompt + said, self.options.block_size, asked.salt),
+            priority=asked.priority,
         )
 
     def _check(self, model: str | None, prompt: Prompt) -> None:

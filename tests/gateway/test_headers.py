@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,7 +13,7 @@ from gateway import headers, sessions, vendors
 from gateway.headers import TABLE
 from gateway.sessions import SESSIONS
 from gateway.spots import Spot
-from gateway.vendors import VENDORS
+from gateway.vendors import VENDORS, VendorName
 
 PAGE = Path(__file__).parents[2] / "docs" / "headers.md"
 TITLES = {
@@ -65,6 +66,16 @@ def test_the_page_has_every_field_that_may_name_a_session() -> None:
     assert [row.groups() for section, row in found if section == "sessions"] == [
         (row.source, described(row.spot)) for row in SESSIONS
     ]
+
+
+def test_the_page_names_every_header_that_is_read() -> None:
+    page = PAGE.read_text(encoding="utf-8").lower()
+    read = headers.READ.keys() | vendors.HEADERS | vendors.CLIENT | sessions.HEADERS
+    assert {name for name in read if f"`{name.decode()}`" not in page} == set()
+
+
+def test_every_vendor_has_its_entry() -> None:
+    assert tuple(vendor.name for vendor in VENDORS) == get_args(VendorName)
 
 
 def test_no_two_rows_have_one_name_or_one_field_in_the_same_direction() -> None:

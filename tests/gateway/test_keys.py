@@ -301,7 +301,9 @@ async def test_a_workflow_is_walked_for_who_may_use_all_of_it_and_its_tokens_are
 
 
 async def test_what_a_call_asks_for_is_moved_to_what_its_key_allows() -> None:
-    caller = Caller(deadline=DeadlineRange.model_validate({"min": "2s", "max": "60s"}), priority=PriorityRange(min=-1, max=1))
+    caller = Caller(
+        deadline=DeadlineRange.model_validate({"min": "2s", "max": "60s"}), priority=PriorityRange(min=-1, max=1)
+    )
     for asked, got in ((0.5, 2.0), (30.0, 30.0), (600.0, 60.0), (None, None)):
         assert caller.clamp(Identity(deadline=asked)).deadline == got
     for priority, allowed in ((-8, -1), (0, 0), (8, 1)):

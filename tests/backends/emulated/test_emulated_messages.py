@@ -86,6 +86,18 @@ async def test_tokens_are_counted_as_the_prompt_has_them() -> None:
     assert counted["context_management"] == {"original_input_tokens": counted["input_tokens"]}
 
 
+async def test_a_salt_parts_prefixes_and_a_priority_in_the_body_is_passed_over() -> None:
+    long = body("word " * 100, system="mind the gap " * 30)
+    async with speaking() as client:
+        told = [
+            await client.json(PATH, long | {"cache_salt": salt, "priority": "passed over"})
+            for salt in ("one", "one", "two")
+        ]
+    cached = [one["usage"]["cache_read_input_tokens"] for one in told]
+    assert cached[1] > 100
+    assert (cached[0], cached[2]) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("choice", "calls"),
     [

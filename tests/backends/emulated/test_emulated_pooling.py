@@ -101,6 +101,7 @@ async def test_tokens_become_text_again() -> None:
         ("/v1/embeddings", {"input": ["x", 1]}, 400, "input"),
         ("/v1/embeddings", {"input": "x", "dimensions": 0}, 400, "dimensions"),
         ("/v1/embeddings", {"input": "x", "encoding_format": "hex"}, 400, "encoding_format"),
+        ("/v1/embeddings", {"input": "x", "priority": "high"}, 400, "priority"),
         ("/v1/embeddings", {"input": "x", "model": "gone"}, 404, "model"),
         ("/v1/embeddings", {"input": "x" * 2000}, 400, "input_tokens"),
         ("/rerank", {"documents": ["x"]}, 400, "query"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,14 @@ def test_a_worker_answers_with_an_outcome_and_json(options: SqlOptions) -> None:
 
 
 def test_an_interrupt_stops_the_statement_in_hand_and_not_the_next(options: SqlOptions) -> None:
-    worker = Worker(options)
+    worker = Worker(replace(options, timeout=20.0))
     heard: list[tuple[str, Any]] = []
     sql = "SELECT COUNT(*) FROM big a, big b, big c"
     worker.begin()
     worker.interrupt()  # before it has got far
     began = time.monotonic()
     assert _handle(worker, sql=sql)[0] == "timeout"
-    assert time.monotonic() - began < options.timeout / 2
+    assert time.monotonic() - began < 10.0
     worker.interrupt()
     worker.begin()
     running = threading.Thread(target=lambda: heard.append(_handle(worker, sql=sql)))
