@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 VLLM   := $(or $(CORTEX_VLLM),.vllm)
+LITELLM := $(or $(CORTEX_LITELLM),.litellm)
 CONFIG ?= config.yaml
 JOBS   ?= 2
 CLIENTS := .clients
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-vllm serve test vllm test-vllm test-box test-clients test-agents check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick dashboards lock lock-clients clean
+.PHONY: help demo demo-vllm serve test vllm test-vllm test-box providers test-providers test-clients test-agents check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick dashboards lock lock-clients clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,17 @@ test-vllm: $(VENV)/.dev $(VLLM)/bin/vllm ## the tests on real vLLM servers, in a
 test-box: $(VENV)/.dev ## build what the container holds and run it read-only, in under 2 minutes (as root; docs/deploy.md)
 	@$(BIN)/pytest tests/box -rs
 
+providers: $(LITELLM)/.done ## LiteLLM in .litellm, an environment of its own, for pools of hosted models (250 MB; docs/providers.md)
+
+test-providers: $(VENV)/.dev $(LITELLM)/.done ## the tests of hosted models with LiteLLM itself, in about 5 minutes (not part of make test)
+	@$(BIN)/pytest tests/providers
+
+$(LITELLM)/.done: requirements-litellm.lock | $(VENV)/bin/python
+	@echo "setting up $(LITELLM) ..."
+	@$(PYTHON) -m venv --clear $(LITELLM)
+	@$(LITELLM)/bin/pip install -q --no-compile --disable-pip-version-check --require-hashes -r requirements-litellm.lock
+	@touch $@
+
 test-clients: $(VENV)/.dev $(patsubst %,$(CLIENTS)/%/.done,openai3 openai2 litellm node) ## the examples of ten agent frameworks against a live gateway, in under 10 minutes (needs node; 2 GB; not part of make test)
 	@$(BIN)/pytest tests/clients
 
@@ -73,7 +85,8 @@ bench-isolation-quick: $(VENV)/.dev $(VLLM)/bin/vllm ## two of its six cells, on
 dashboards: $(VENV)/.dev ## write the Grafana boards in dashboards/ anew from the code that makes them
 	@$(BIN)/python -m dashboards
 
-lock: ## resolve the dependencies anew into the two lock files (needs uv)
+lock: ## resolve the dependencies anew into the three lock files (needs uv)
+	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group litellm -o requirements-litellm.lock
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra demo --group build pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group dev --group build --extra demo --extra simulate -c requirements.lock pyproject.toml -o requirements-dev.lock
 

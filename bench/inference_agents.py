@@ -85,8 +85,8 @@ def nl2sql(rng: Random) -> Flow:
 _DSPY = (
     "Your input fields are:\n1. `{inputs}` (str):\n\nYour output fields are:\n1. `{outputs}` (str):\n\n"
     "All interactions will be structured in the following way, with the appropriate values filled in.\n\n"
-    "[[ ## {inputs} ## ]]\n{{{inputs}}}\n\n[[ ## {outputs} ## ]]\n{{{outputs}}}\n\n[[ ## completed ## ]]\n\nIn adhering to this structure, "
-    "your objective is: {objective}"
+    "[[ ## {inputs} ## ]]\n{{{inputs}}}\n\n[[ ## {outputs} ## ]]\n{{{outputs}}}\n\n[[ ## completed ## ]]\n\n"
+    "In adhering to this structure, your objective is: {objective}"
 )
 
 
@@ -271,10 +271,11 @@ def completions(rng: Random) -> Flow:
     return script.calls
 
 
-AGENTS: Sequence[Callable[[Random], Flow]] = (react, nl2sql, dspy, coder, crew, planner, rag, completions)
+Agent = Callable[[Random], Flow]
+AGENTS: Sequence[Agent] = (react, nl2sql, dspy, coder, crew, planner, rag, completions)
 
 
-def flows(count: int, seed: int, agents: Sequence[Callable[[Random], Flow]] = AGENTS) -> list[Flow]:
+def flows(count: int, seed: int, agents: Sequence[Agent] = AGENTS) -> list[Flow]:
     """So many runs, the kinds mixed."""
     rng = Random(seed)  # noqa: S311 - the same each time
     return [rng.choice(agents)(rng) for _ in range(count)]

@@ -162,7 +162,7 @@ class Litellm(Account):
 
     name: Literal["litellm"]
     model: Text
-    accounts: Annotated[List[Account], Field(min_length=1)] = (Account(),)
+    accounts: Annotated[List[Account], Field(min_length=1)] = Field(default_factory=lambda: (Account(),))
     python: Text | None = None
     ready: Seconds = 60.0
 

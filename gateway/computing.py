@@ -110,8 +110,15 @@ class Computed:
             await self._open.__aexit__(kind, error, trace)
 
     def _given_up(self, attempt: Attempt, tokens: Tokens) -> None:
-        """Count what was written of a stream whose end has not come, nor an error in its place."""
-        if not attempt.ticket.over:
+        """Count what was written of a stream whose end has not come, nor an error in its place.
+
+        A client that leaves with the last event in hand, before the engine closes the stream, has had its answer.
+        """
+        if attempt.ticket.over:
+            return
+        if tokens.done:
+            finished(attempt, tokens, verdict=self._judge.verdict if self._judge is not None else None)
+        else:
             self._wasted(attempt.start.engine.rpartition("/")[0], tokens.output or tokens.events)
 
     def _found(self, attempt: Attempt) -> Completion:

@@ -54,7 +54,7 @@ TABLE: tuple[Header, ...] = (
         "X-Workflow-Id",
         "reply",
         "run",
-        "the run that the call was counted to; one that the gateway named ends with the call",
+        "the run that the call was counted to, named by the client or found by what the call says",
     ),
     Header("X-Workflow-Stage", "reply", "stage", "the stage that the call was counted to"),
     Header("X-Workflow-Pool", "reply", "pool", "the pool that served it"),

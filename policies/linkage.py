@@ -15,7 +15,7 @@ Tenants share nothing, and each has its own bounds: none can join, crowd out or 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -36,7 +36,7 @@ _MOST_OF = 0.6
 """An answer of which so much is quoted does not wait for being quoted any more."""
 _READ_MOST, _READ_LITTLE = 24_000, 4_000
 """Bytes of what is new in a prompt that are read: where quotations are to be found, and where they are to be kept."""
-_TOLD_MOST, _SAID_MOST = 512, 768
+_TOLD_MOST, _SAID_MOST = 256, 512
 """Shingles that are kept of a call's prompt, and of its answer."""
 
 
@@ -56,7 +56,7 @@ class Linkage:
     """What is known of the calls of late. `runs` and `shingles` are bounds for each tenant, `idle` in seconds."""
 
     def __init__(
-        self, *, digest: Digest, runs: int = 2000, shingles: int = 400_000, idle: float = 1800.0, tenants: int = 1000
+        self, *, digest: Digest, runs: int = 2000, shingles: int = 150_000, idle: float = 1800.0, tenants: int = 1000
     ) -> None:
         self._digest = digest
         self._runs = runs
@@ -130,6 +130,7 @@ class _Tenant:
         self._open: dict[str, Step] = {}
         self._states = States()
         self._quotes = Quotes()
+        self._kept: deque[Passage] = deque()
         self._habits = Habits()
         self.stages = Stages()
 
@@ -269,11 +270,17 @@ class _Tenant:
         run.steps.append(step)
         run.places[step.place.text] = step.place.stage
         step.run = run
+        asked, said = choice.run.passages[0], step.said
+        self._keep(Reading(asked.shingles, []), run, asked.stage, _TOLD_MOST)
+        if said is not None:
+            step.said = self._keep(Reading(said.shingles, []), run, None, _SAID_MOST)
         return _Choice(run, choice.how, choice.match)
 
     def _keep(self, reading: Reading, run: Run, stage: str | None, most: int) -> Passage:
         passage = self._quotes.add(reading, run, stage, most)
         run.passages.append(passage)
+        if passage.shingles:
+            self._kept.append(passage)
         if len(run.passages) > _PASSAGES_MOST:
             self._quotes.drop(run.passages.pop(1))
         return passage
@@ -283,11 +290,15 @@ class _Tenant:
         return run
 
     def _forget(self, now: float) -> None:
-        """Forget the runs that were heard of least recently, as far as the bounds ask."""
+        """Forget what is oldest, as far as the bounds ask: of texts first, for conversations cost little."""
+        kept = self._kept
+        while kept and (self._quotes.size > self._shingles_most or not kept[0].shingles):
+            self._quotes.drop(kept.popleft())
+        if len(kept) > _PASSAGES_MOST * self._runs_most:
+            self._kept = deque(passage for passage in kept if passage.shingles)
         while self._runs:
             oldest = next(iter(self._runs.values()))
-            full = len(self._runs) > self._runs_most or self._quotes.size > self._shingles_most
-            if not full and oldest.last >= now - self._idle:
+            if len(self._runs) <= self._runs_most and oldest.last >= now - self._idle:
                 return
             del self._runs[oldest.id]
             for step in oldest.steps:

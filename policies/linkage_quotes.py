@@ -22,7 +22,8 @@ _HOLDERS_MOST = 8
 _LINE_WORDS = (4, 48)
 _LINE_WEIGHT = 2.0
 _ALONE = 0.25
-_COMMON = 0.05
+_COMMON = 0.95
+_FEW_RUNS = 8
 _SPENT = 0.4
 
 # Escapes of JSON inside text, doubled where it is JSON inside of JSON.
@@ -124,7 +125,8 @@ class Quotes:
 
     def quoted(self, reading: Reading, stage: str, runs: int) -> Quoted:
         """What of the runs a text of this stage quotes, of so many known runs."""
-        scale = 1 / log(runs + 2)
+        # Few runs: what one of them alone was told may be anybody's, but what it alone said is its own.
+        said, told = 1 / log(max(runs, _FEW_RUNS) + 2), 1 / log(runs + 2)
         found = Quoted({}, {}, {})
         last: dict[Run, int] = {}
         seen: set[int] = set()
@@ -134,11 +136,12 @@ class Quotes:
             if holders is None or shingle in seen:
                 continue
             seen.add(shingle)
-            weight = self._rarity(shingle, holders, scale)
-            if weight <= _COMMON:
+            common = log(self._count(shingle, holders) + 1)
+            if common * said >= _COMMON:
                 continue
             for holder in holders:
-                if holder.stage == stage:
+                weight = 1.0 - common * (said if holder.stage is None else told)
+                if holder.stage == stage or weight <= 0.0:
                     continue
                 run = holder.run
                 row = last.get(run) == place - 1
@@ -148,18 +151,17 @@ class Quotes:
                     found.fresh[holder] = found.fresh.get(holder, 0) + 1
         for line in set(reading.lines):
             holders = held.get(line, [])
-            weight = _LINE_WEIGHT * self._rarity(line, holders, scale) if holders else 0.0
-            for holder in holders if weight > _COMMON else ():
-                if holder.stage != stage:
-                    _add(found, holder, weight)
+            common = log(self._count(line, holders) + 1)
+            for holder in holders:
+                weight = 1.0 - common * (said if holder.stage is None else told)
+                if holder.stage != stage and weight > 0.0:
+                    _add(found, holder, _LINE_WEIGHT * weight)
         return found
 
-    def _rarity(self, shingle: int, holders: Sequence[Passage], scale: float) -> float:
-        """1 where none of many runs holds it, 0 where all do."""
+    def _count(self, shingle: int, holders: Sequence[Passage]) -> int:
+        """How many runs hold it."""
         count = len(holders)
-        if count == _HOLDERS_MOST:
-            count += self._more.get(shingle, 0)
-        return 1.0 - log(count + 1) * scale
+        return count + self._more.get(shingle, 0) if count == _HOLDERS_MOST else count
 
 
 def _add(found: Quoted, holder: Passage, weight: float) -> None:

@@ -19,7 +19,7 @@ Digest = Callable[[bytes, int], int]
 
 _LENGTHS_MOST = 256
 _STEPS_MOST = 64
-_SHORT = 200
+_SHORT = 64
 _TURN = 0x1E
 
 

@@ -47,8 +47,11 @@ def ahead(matches: Sequence[Match], length: int, runs: int, now: float) -> dict[
         same = match.length == length and not match.answer
         found = Ahead(_same(match, now), match, False) if same else _further(match, last, runs)
         known = best.get(match.step.run)
+        if known is not None and not found.next and known.match.length == length > match.length:
+            # It repeats a call of this run: what that call went on from speaks for the run, not for another match.
+            best[match.step.run] = known._replace(worth=max(known.worth, found.worth))
         # Of equal ones the latest: earlier ones have had their answer, and what came of it.
-        if found.worth > 0.0 and (known is None or found.worth >= known.worth):
+        elif found.worth > 0.0 and (known is None or found.worth >= known.worth):
             best[match.step.run] = found
     certain = {run: found for run, found in best.items() if found.next}
     return certain or best

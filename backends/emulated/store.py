@@ -13,6 +13,7 @@ from backends.emulated.responses import Wanted, answer_messages, listed_items
 from backends.emulated.responsewire import ResponseWire
 
 MOST = 1000
+MOST_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,11 @@ class Kept:
     @property
     def id(self) -> str:
         return str(self.wanted.members["id"])
+
+    @property
+    def size(self) -> int:
+        """Bytes of the prompt, which is most of it."""
+        return len(self.wanted.ask.prompt.data)
 
     @property
     def known(self) -> bool:
@@ -53,16 +59,20 @@ class Kept:
 
 
 class Store:
-    """At most `most` responses; each use makes one the newest."""
+    """At most `most` responses of `most_bytes` in all, but the newest always; each use makes one the newest."""
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES) -> None:
         self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self._kept: OrderedDict[str, Kept] = OrderedDict()
 
     def keep(self, kept: Kept) -> None:
+        self._forget(kept.id)
         self._kept[kept.id] = kept
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        self._bytes += kept.size
+        while len(self._kept) > self._most or (self._bytes > self._most_bytes and len(self._kept) > 1):
+            self._forget(next(iter(self._kept)))
 
     def get(self, response_id: str) -> Kept:
         """Raises Refusal for one that is not there."""
@@ -75,8 +85,13 @@ class Store:
 
     def drop(self, response_id: str) -> Kept:
         """Forget it. Raises Refusal for one that is not there."""
-        self.get(response_id)
-        return self._kept.pop(response_id)
+        kept = self.get(response_id)
+        self._forget(response_id)
+        return kept
+
+    def _forget(self, response_id: str) -> None:
+        kept = self._kept.pop(response_id, None)
+        self._bytes -= kept.size if kept else 0
 
     def conversation(self, response_id: str | None) -> Sequence[Mapping[str, Any]]:
         """The messages with which a response goes on that comes after this one."""

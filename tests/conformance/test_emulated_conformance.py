@@ -133,6 +133,17 @@ async def test_an_answer_that_the_engine_aborts_is_as_published_but_for_vllms_re
     check_stream(surface, stream)
 
 
+async def test_a_function_of_a_namespace_is_called_by_its_own_name_with_the_namespace_beside_it() -> None:
+    own = {"type": "function", "name": "look", "parameters": PARAMETERS, "strict": False}
+    tools = [{"type": "namespace", "name": "windows", "description": "all windows", "tools": [own]}]
+    async with client() as c:
+        whole = await c.whole("responses", "just call", tools=tools)
+        events = await c.stream("responses", "just call", tools=tools)
+    call = whole["output"][0]
+    assert (call["name"], call["namespace"], json.loads(call["arguments"])) == ("look", "windows", CITIES[0])
+    assert events[-1]["response"]["output"][0]["namespace"] == "windows"
+
+
 @pytest.mark.parametrize("surface", ["chat", "completions"])
 async def test_usage_in_streams_is_as_published_at_the_end_and_continuously(surface: Surface) -> None:
     async with client() as c:

@@ -254,7 +254,7 @@ def test_a_policy_that_does_not_exist_is_one_line_with_file_line_and_path(
         if inside and {"layout", "gate", "borrowing"} & policies.keys():
             continue
         pool = llm(policies=policies) if inside else llm()
-        document = {"pools": {"a": pool}} | ({} if inside else {"policies": policies})
+        document = {"insecure": True, "pools": {"a": pool}} | ({} if inside else {"policies": policies})
         path = tmp_path / "cortex.yaml"
         path.write_text(yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False))
         assert main(["check", str(path)]) == 2

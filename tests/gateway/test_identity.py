@@ -124,10 +124,8 @@ def test_the_first_channel_that_speaks_wins_field_by_field() -> None:
     }
 
     def read(headers: Headers, body: dict[str, object], *names: str) -> tuple[str, str, str]:
-        places = {
-            "key_default" if name == "key" else name: place for name, place in channels.items() if name in names
-        }
-        identity = read_identity(headers, body, **places)
+        path, alias, key = (channels[name] if name in names else None for name in ("path", "alias", "key"))
+        identity = read_identity(headers, body, path=path, alias=alias, key_default=key)
         return identity.workflow, identity.stage, identity.source
 
     every = ("path", "alias", "key")

@@ -319,6 +319,18 @@ async def test_a_deadline_is_clamped_before_the_call_is_queued(tmp_path: Path) -
             assert least < int(reply.headers["x-workflow-slack-ms"]) / 1000 <= most
 
 
+async def hears_what_is_published(up: Running, secret: str) -> None:
+    """Check that a tenant that came after the start has events of its own."""
+    up.gateway.access.look()
+    async with up.http.stream("GET", "/v1/state/topic/events", headers=bearing(secret)) as stream:
+        lines = stream.aiter_lines()
+        while not (await anext(lines)).startswith("event: open"):
+            pass
+        await up.http.post("/v1/state/topic", json={"key": "k", "value": 1}, headers=bearing(secret))
+        while not (await anext(lines)).startswith("event: published"):
+            pass
+
+
 async def test_a_key_that_is_revoked_opens_nothing_from_the_next_look_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,6 +353,8 @@ async def test_a_key_that_is_revoked_opens_nothing_from_the_next_look_on(
             assert "new" in up.gateway.access.tenants
             assert metric(up.gateway, "cortex_keys") == 1
             assert metric(up.gateway, "cortex_keys_file_broken") == 0
+            assert main([*made[:3], "third", *made[4:]]) == 0
+            await hears_what_is_published(up, capsys.readouterr().out.strip())
             file.write_text("{")
             up.gateway.access.look()
             assert metric(up.gateway, "cortex_keys_file_broken") == 1

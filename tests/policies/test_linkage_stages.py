@@ -34,8 +34,8 @@ def test_what_changes_from_call_to_call_does_not_make_a_stage(one: str, other: s
 
 
 def test_a_stage_is_named_alike_in_every_process() -> None:
-    assert Stages().of("You write SQL.", ("b", "a"), system=True).stage == "stage-83c3d52f"
-    assert Stages().of("You write SQL.", ("a", "b"), system=True).stage == "stage-83c3d52f"
+    assert Stages().of("You write SQL.", ("b", "a"), system=True).stage == "stage-27c8a258"
+    assert Stages().of("You write SQL.", ("a", "b"), system=True).stage == "stage-27c8a258"
 
 
 def test_other_tools_or_another_prompt_are_another_stage() -> None:
@@ -66,11 +66,11 @@ def test_a_template_around_a_users_text_is_one_stage() -> None:
 
 def test_questions_before_the_same_words_are_one_stage() -> None:
     stages = Stages()
-    asked = ("Who flew most?", "Why was May so bad?", "Is there any pattern in delays?", "Name all carriers.")
-    names = {
-        stages.of(f"{text} Break this down and answer with JSON alone.", (), system=False).stage for text in asked
-    }
-    assert len(names) == 1
+    asked = ("Who flew most?", "Why was May so bad?", "Is there any pattern in delays?", "Name all carriers.", "Who?")
+    ending = "Break this down and answer with JSON alone."
+    names = [stages.of(f"{text} {ending}", (), system=False).stage for text in asked]
+    assert len(set(names[2:])) == 1
+    assert names[-1] != stages.of("Where is gate D twelve?", (), system=False).stage
 
 
 def test_plain_questions_share_a_stage() -> None:

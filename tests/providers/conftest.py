@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from backends.base import Engine
+from backends.base import BackendError, Engine
 from backends.emulated.server import EmulatedServer, serve
 from backends.provider import ProviderCluster, lack_of
 from backends.vllm import connections
+from tests.backends.contract import ask, asks
 from tests.backends.hosted import OPTIONS, SCRIPT, Hosted
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +49,11 @@ async def hosted(provider: str) -> AsyncIterator[Hosted]:
             if repr(more) not in known:
                 cluster = ProviderCluster([account(server, provider) | more], session, python=PYTHON)
                 stack.push_async_callback(cluster.aclose)
-                known[repr(more)] = await cluster.start("p/0")
+                engine = known[repr(more)] = await cluster.start("p/0")
+                with contextlib.suppress(BackendError):  # what it is to do may be to fail
+                    await ask(
+                        engine, replace(asks("/v1/completions", prompt="hello", max_tokens=1), head_timeout=100)
+                    )
             return known[repr(more)]
 
         yield Hosted(engine=await another({}), server=server, another=another)

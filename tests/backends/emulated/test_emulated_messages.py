@@ -121,30 +121,30 @@ async def test_a_tool_that_others_run_is_never_called() -> None:
     assert told["content"] == [{"type": "text", "text": "no"}]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"model": None}, "model: must be there"),
-        ({"max_tokens": None}, "max_tokens: must be there"),
-        ({"max_tokens": 0}, "max_tokens: must be a positive integer"),
-        ({"messages": []}, "messages: must be a list that is not empty"),
-        ({"messages": ["hi"]}, "messages[0]: must be an object"),
-        ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role: must be one of user, assistant, system"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content: must be a text or a list of blocks"),
-        ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0]: must be a block with a type"),
-        ({"system": 1}, "system: must be a text or a list of blocks"),
-        ({"tools": [{}]}, "tools[0].name: must be a text"),
-        ({"tools": [{"name": "look"}]}, "tools[0].input_schema: must be an object"),
-        ({"tool_choice": "auto"}, "tool_choice: must be an object"),
-        ({"tool_choice": {"type": "function"}}, "tool_choice.type: must be auto, any, tool or none"),
-        ({"tool_choice": {"type": "tool", "name": "look"}}, "tool_choice: must name one of the tools"),
-        ({"stop_sequences": 1}, "stop_sequences: must be a text or a list of texts"),
-    ],
-)
-async def test_a_bad_request_names_the_field_in_anthropics_shape(wrong: dict[str, Any], message: str) -> None:
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"model": None}, "model: must be there"),
+    ({"max_tokens": None}, "max_tokens: must be there"),
+    ({"max_tokens": 0}, "max_tokens: must be a positive integer"),
+    ({"messages": []}, "messages: must be a list that is not empty"),
+    ({"messages": ["hi"]}, "messages[0]: must be an object"),
+    ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role: must be one of user, assistant, system"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content: must be a text or a list of blocks"),
+    ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0]: must be a block with a type"),
+    ({"system": 1}, "system: must be a text or a list of blocks"),
+    ({"tools": [{}]}, "tools[0].name: must be a text"),
+    ({"tools": [{"name": "look"}]}, "tools[0].input_schema: must be an object"),
+    ({"tool_choice": "auto"}, "tool_choice: must be an object"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice.type: must be auto, any, tool or none"),
+    ({"tool_choice": {"type": "tool", "name": "look"}}, "tool_choice: must name one of the tools"),
+    ({"stop_sequences": 1}, "stop_sequences: must be a text or a list of texts"),
+]
+
+
+async def test_a_bad_request_names_the_field_in_anthropics_shape() -> None:
     async with speaking() as client:
-        told = await client.json(PATH, body("x") | wrong, status=400)
-    assert (told["type"], told["error"]["message"]) == ("error", message)
+        for wrong, message in WRONG:
+            told = await client.json(PATH, body("x") | wrong, status=400)
+            assert (told["type"], told["error"]["message"]) == ("error", message)
 
 
 async def test_a_fault_has_anthropics_shape_too() -> None:

@@ -167,33 +167,33 @@ async def test_items_of_every_kind_are_taken() -> None:
     assert [item["type"] for item in reversed(listed["data"])][:3] == ["message", "reasoning", "item_reference"]
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({}, "input"),
-        ({"input": []}, "input"),
-        ({"input": ["x"]}, "input[0]"),
-        ({"input": [{"content": "x"}]}, "input[0].role"),
-        ({"input": [{"role": "user"}]}, "input[0].content"),
-        ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
-        ({"input": "x", "metadata": "run"}, "metadata"),
-        ({"input": "x", "temperature": "warm"}, "temperature"),
-        ({"input": "x", "background": True, "store": False}, "background"),
-        ({"input": "x", "tools": {}}, "tools"),
-        ({"input": "x", "tools": [1]}, "tools[0]"),
-        ({"input": "x", "tools": [{"name": "look"}]}, "tools[0].type"),
-        ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name"),
-        ({"input": "x", "tool_choice": {"type": "function", "name": "look"}}, "tool_choice"),
-        ({"input": "x", "tool_choice": 1}, "tool_choice"),
-    ],
-)
-async def test_a_bad_request_names_the_field(body: object, param: str) -> None:
+WRONG: list[tuple[object, str]] = [
+    ({}, "input"),
+    ({"input": []}, "input"),
+    ({"input": ["x"]}, "input[0]"),
+    ({"input": [{"content": "x"}]}, "input[0].role"),
+    ({"input": [{"role": "user"}]}, "input[0].content"),
+    ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
+    ({"input": "x", "metadata": "run"}, "metadata"),
+    ({"input": "x", "temperature": "warm"}, "temperature"),
+    ({"input": "x", "background": True, "store": False}, "background"),
+    ({"input": "x", "tools": {}}, "tools"),
+    ({"input": "x", "tools": [1]}, "tools[0]"),
+    ({"input": "x", "tools": [{"name": "look"}]}, "tools[0].type"),
+    ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name"),
+    ({"input": "x", "tool_choice": {"type": "function", "name": "look"}}, "tool_choice"),
+    ({"input": "x", "tool_choice": 1}, "tool_choice"),
+]
+
+
+async def test_a_bad_request_names_the_field() -> None:
     async with speaking() as client:
-        error = (await client.json(PATH, body, status=400))["error"]
-        assert error["param"] == param
+        for body, param in WRONG:
+            error = (await client.json(PATH, body, status=400))["error"]
+            assert error["param"] == param, body
         assert client.server.engine.idle
-        wrong = await asked(client, "x", max_output_tokens=1)
-        error = await client.json(f"{PATH}/{wrong['id']}?stream=true&starting_after=x", method="GET", status=400)
+        kept = await asked(client, "x", max_output_tokens=1)
+        error = await client.json(f"{PATH}/{kept['id']}?stream=true&starting_after=x", method="GET", status=400)
         assert error["error"]["param"] == "starting_after"
 
 
@@ -217,14 +217,14 @@ async def test_a_choice_of_tools_can_forbid_a_call(choice: object, calls: bool) 
     assert (response["output"][0]["type"] == "function_call") == calls
 
 
-def kept(name: str) -> Kept:
-    body = {"input": "x", "background": True, "request_id": name}
+def kept(name: str, said: str = "x") -> Kept:
+    body = {"input": said, "background": True, "request_id": name}
     wanted = read_response(body, None, lambda _: (), "model", 0)
-    said = Answer((None,), b"", "stop")
+    answer = Answer((None,), b"", "stop")
     driver = Driver(Engine(SLOW.engine_config()), time_scale=1.0, finished=lambda line, now: None)
     line = driver.submit(Sequence(id=name, prompt=1, output=1, hashes=(), priority=0), "stop")
     wire = ResponseWire(wanted.members)
-    return Kept(wanted=wanted, job=Job(driver=driver, line=line, answer=said, wire=wire, headers=[], held=True))
+    return Kept(wanted=wanted, job=Job(driver=driver, line=line, answer=answer, wire=wire, headers=[], held=True))
 
 
 async def test_the_response_is_forgotten_that_was_not_used_for_longest() -> None:
@@ -236,3 +236,19 @@ async def test_the_response_is_forgotten_that_was_not_used_for_longest() -> None
     assert (store.get("one").id, store.get("three").id) == ("one", "three")
     with pytest.raises(Refusal, match="'two' not found"):
         store.get("two")
+
+
+async def test_the_newest_response_is_kept_whatever_its_size_and_the_others_as_far_as_they_fit() -> None:
+    one = kept("one")
+    store = Store(most_bytes=2 * one.size)
+    for name in ("one", "two", "two"):
+        store.keep(kept(name))
+    assert (store.get("one").id, store.get("two").id) == ("one", "two")
+    store.keep(kept("large", "word " * 100))
+    assert store.get("large").size > 2 * one.size
+    with pytest.raises(Refusal, match="'two' not found"):
+        store.get("two")
+    store.drop("large")
+    store.keep(kept("one"))
+    store.keep(kept("two"))
+    assert store.get("one").id == "one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -29,6 +30,18 @@ MADE: list[tuple[Callable[[], ApiError], int, str, str]] = [
     (lambda: errors.too_large(10), 413, "invalid_request_error", "request_too_large"),
     (lambda: errors.misdirected("m"), 421, "invalid_request_error", "misdirected_request"),
     (lambda: errors.refused("m", retry_after=1), 429, "rate_limit_error", "rate_limit_exceeded"),
+    *(
+        (partial(errors.unauthorized, code=code), 401, "authentication_error", code)
+        for code in ("expired_api_key", "conflicting_api_keys")
+    ),
+    *(
+        (partial(errors.forbidden, "m", code=code), 403, "permission_error", code)
+        for code in ("model_not_allowed", "pool_not_allowed")
+    ),
+    *(
+        (partial(errors.refused, "m", retry_after=1, code=code), 429, "rate_limit_error", code)
+        for code in ("request_quota_exceeded", "token_quota_exceeded", "concurrency_quota_exceeded")
+    ),
     (errors.headers_too_large, 431, "invalid_request_error", "headers_too_large"),
     (errors.internal, 500, "server_error", "internal_error"),
     (errors.broken, 502, "upstream_error", "engine_broke"),
