@@ -6,6 +6,7 @@ VLLM   := $(or $(CORTEX_VLLM),.vllm)
 LITELLM := $(or $(CORTEX_LITELLM),.litellm)
 CONFIG ?= config.yaml
 JOBS   ?= 2
+TESTERS ?= 3
 CLIENTS := .clients
 
 .DEFAULT_GOAL := help
@@ -28,9 +29,12 @@ data/sales.duckdb: examples/nl2sql/database.sql | $(VENV)/.run
 	@$(BIN)/python -m examples.nl2sql.database $@
 	@touch $@
 
+# Three at once on two cores: tests that start servers wait more than they compute. What has been compiled is kept,
+# whatever the environment says: hundreds of the processes that are started read the same modules.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev ## run all tests and check branch coverage
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile
+	@$(BIN)/coverage run -m pytest -n $(TESTERS) --dist loadfile
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report --include='policies/*' --fail-under=95 --skip-covered
 	@$(BIN)/coverage report --omit='policies/*' --fail-under=85 --skip-covered
@@ -119,7 +123,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 $(CLIENTS)/%/.done: tests/clients/%.lock
 	@echo "setting up $(@D) ..."; begun=$$(date +%s); \
 	  $(PYTHON) -m venv --clear $(@D) \
-	  && $(@D)/bin/pip install -q --no-compile --disable-pip-version-check --require-hashes -r $< \
+	  && $(@D)/bin/pip install -q --no-deps --no-compile --disable-pip-version-check --require-hashes -r $< \
 	  && echo "  in $$(($$(date +%s) - begun)) s, $$(du -sh $(@D) | cut -f1)"
 	@touch $@
 

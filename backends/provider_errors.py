@@ -66,6 +66,8 @@ def failure_of(error: BaseException, surface: str) -> Failure:
         return Failure(status=502, body=body, headers=((TROUBLE, trouble),))
     status = getattr(error, "status_code", None)
     status = status if isinstance(status, int) and 400 <= status < 600 else 500
+    if response is not None and status == 500:  # what LiteLLM says of any status that it does not know
+        status = max(response.status_code, 400)
     if response is None and status == 500:  # LiteLLM's own mishap, whose words may tell what nobody else should know
         return Failure(status=500, body=_written(surface, 500, {"message": "the provider could not be asked"}))
     said = _said(response) if response is not None and response.status_code == status else None

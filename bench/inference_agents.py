@@ -130,7 +130,7 @@ def dspy(rng: Random) -> Flow:
     return script.calls
 
 
-_RULES = prose(Random(7), 400)  # noqa: S311 - the same each time
+_RULES = prose(Random("rules"), 400)  # noqa: S311 - the same each time
 
 
 def coder(rng: Random) -> Flow:

@@ -182,7 +182,8 @@ class AdminApi:
 
 
 def _told(can: Capabilities) -> Json:
-    return {**asdict(can), "ordering": can.ordering}
+    surfaces = None if can.surfaces is None else sorted(can.surfaces)
+    return {**asdict(can), "surfaces": surfaces, "ordering": can.ordering}
 
 
 def _pace(pace: Pace) -> Json:

@@ -211,12 +211,13 @@ def _metrics(gateway: Gateway) -> Endpoint:
 async def _http_error(request: Request, error: Exception) -> Response:
     """What Starlette's router says, in OpenAI's words."""
     assert isinstance(error, HTTPException)
+    wording = wording_of(request.scope["path"])
     if error.status_code == 405:
-        return _error(wrong_method(request.method, _allowed(request)))
+        return _error(wrong_method(request.method, _allowed(request)), wording)
     if request.scope["path"] == MCP:
         return _error(ApiError("/mcp is switched off (mcp.enabled: true)", code="not_found"))
     message = f"no path named '{shown(request.state.path)}' (the API is under /v1; see /health, /ready, /metrics)"
-    return _error(ApiError(message, code="not_found"))
+    return _error(ApiError(message, code="not_found"), wording)
 
 
 def _allowed(request: Request) -> set[str]:

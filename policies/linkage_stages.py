@@ -22,7 +22,7 @@ _PER_SYSTEM, _PER_MESSAGE = 12, 4
 _FIRST_WORDS, _FIRST_WORDS_OF_MESSAGES = 8, 5
 _FEW_TEXTS = 4
 _SETTLED = 3
-"""A prompt that has come in so many runs embeds nothing of a run."""
+"""A prompt with which so many conversations began embeds nothing of a run."""
 _ALIKE = 0.8
 _ALIKE_MESSAGES = 0.3
 """How much two prompts have in common that are of one stage: of messages, that hold a user's text, less."""
@@ -133,10 +133,10 @@ class _Stage:
 
 @dataclass(slots=True)
 class _Text:
-    """`runs`: how many it has come in."""
+    """`times`: how often a conversation has begun with it."""
 
     stage: _Stage
-    runs: int = 0
+    times: int = 0
 
 
 @dataclass(slots=True)
@@ -177,6 +177,7 @@ class Stages:
         known = self._texts.get(name)
         if known is None:
             known = self._texts[name] = _Text(self._new(name, _Shape(plain.split(" "), tools, system)))
+        known.times += 1
         self._texts.move_to_end(name)
         if len(self._texts) > _TEXTS_MOST:
             self._drop(*self._texts.popitem(last=False))
@@ -191,7 +192,6 @@ class Stages:
         known = self._texts.get(place.text)
         if known is None or place.text in before:
             return place
-        known.runs += 1
         stage = known.stage
         if (
             stage.name == place.text
@@ -207,7 +207,7 @@ class Stages:
     def is_settled(self, text: str) -> bool:
         """Whether a prompt embeds nothing of a run, as far as is known."""
         known = self._texts.get(text)
-        return known is not None and known.runs >= _SETTLED
+        return known is not None and known.times >= _SETTLED
 
     def plain(self, text: str) -> str:
         """`settled`, as a text, and remembered."""

@@ -27,7 +27,7 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Liv
         yield gateway
 
 
-async def said(agent: str, gateway: Live, folder: Path) -> str:
+async def said(agent: str, gateway: Live, folder: Path, **more: str) -> str:
     """What an agent prints that is given the task, in a folder with the file that it is about."""
     assert COMMANDS.exists(), f"there is no {COMMANDS}: run `make test-agents`"
     home, work = folder / "home", folder / "work"
@@ -38,7 +38,7 @@ async def said(agent: str, gateway: Live, folder: Path) -> str:
     process = await asyncio.create_subprocess_exec(
         *start.words,
         cwd=work,
-        env={**surroundings(home, COMMANDS), **start.environ},
+        env={**surroundings(home, COMMANDS), **start.environ, **more},
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=STDOUT,
@@ -54,6 +54,15 @@ async def said(agent: str, gateway: Live, folder: Path) -> str:
     return text
 
 
+async def ran(agent: str, gateway: Live, folder: Path, **more: str) -> Json:
+    """The run that the gateway has seen while an agent did the task."""
+    before = {run["id"] for run in await gateway.runs()}
+    text = await said(agent, gateway, folder, **more)
+    assert "The password is swordfish." in text  # said only to who quotes what the helper has read
+    (run,) = [run for run in await gateway.runs() if run["id"] not in before]
+    return run
+
+
 def stages(calls: Collection[Json]) -> set[str]:
     return {call["stage"] for call in calls}
 
@@ -62,12 +71,9 @@ def stages(calls: Collection[Json]) -> set[str]:
 async def test_an_agent_and_its_helper_are_one_run_and_stages_of_their_own(
     gateway: Live, tmp_path: Path, agent: str
 ) -> None:
-    text = await said(agent, gateway, tmp_path)
-    assert "The password is swordfish." in text  # said only to who quotes what the helper has read
-
-    (run,) = [run for run in await gateway.runs() if run["workflow"] == agent]
+    run = await ran(agent, gateway, tmp_path)
     calls = run["trace"]
-    assert run["tenant"] == "clients"
+    assert (run["workflow"], run["tenant"]) == (agent, "clients")
     assert {call["source"] for call in calls} == {agent}
     assert [call["outcome"] for call in calls] == ["ok"] * len(calls)
 
@@ -81,5 +87,12 @@ async def test_an_agent_and_its_helper_are_one_run_and_stages_of_their_own(
     assert "" not in stages(calls)
     assert len(stages(helper)) == 1
     assert stages(helper).isdisjoint(stages(own))
-    titles = [own[0]] if agent == "opencode" else []  # which asks for a title first, in the same session
-    assert len(stages(own)) == 1 + len(titles)
+    # opencode asks for a title in the session of the conversation.
+    assert len(stages(own)) == (2 if agent == "opencode" else 1)
+    if agent == "codex":  # names them itself
+        assert (stages(own), stages(helper)) == ({"turn"}, {"collab_spawn"})
+
+
+async def test_claude_code_names_its_stages_where_it_is_told_to(gateway: Live, tmp_path: Path) -> None:
+    run = await ran("claude-code", gateway, tmp_path, CLAUDE_CODE_GATEWAY_HINT_HEADERS="1")
+    assert [call["stage"] for call in run["trace"]] == ["main", "general-purpose", "general-purpose", "main"]

@@ -21,7 +21,8 @@ from backends.provider import INSTALL, ProviderCluster, ProviderEngine, lack_of
 from backends.provider_child import Child, mode_of
 from backends.provider_members import surfaces_of
 from backends.vllm import connections
-from tests.backends.contract import ask, asks
+from tests.backends.contract import *  # noqa: F403 - the tests
+from tests.backends.contract import Case, ask, asks
 from tests.backends.hosted import *  # noqa: F403 - the tests
 from tests.backends.hosted import ASKED, CHAT, OPTIONS, SCRIPT, Hosted, said
 
@@ -79,6 +80,18 @@ async def hosted() -> AsyncIterator[Hosted]:
         yield Hosted(engine=await another({}), server=server, another=another)
 
 
+@pytest.fixture
+async def case() -> AsyncIterator[Case]:
+    async with serve(OPTIONS) as server, connections(1.0) as session, AsyncExitStack() as behind:
+        url = await behind.enter_async_context(listening(Child(token=TOKEN, arguments=arguments(server))))
+        yield Case(
+            engine=ProviderEngine(url, session, token=TOKEN),
+            quick=asks("/v1/completions", prompt="hello", max_tokens=2),
+            long=asks("/v1/completions", prompt="hello", max_tokens=5000),
+            end=behind.aclose,
+        )
+
+
 async def test_embeddings_and_rankings_are_answered(hosted: Hosted) -> None:
     model = hosted.server.model
     embedded = await said(hosted.engine, "/v1/embeddings", input=["a", "b"], model=model)
@@ -115,9 +128,9 @@ async def test_what_a_model_is_for_says_which_surfaces_it_has(hosted: Hosted) ->
     every = (await hosted.engine.capabilities()).surfaces
     embedder = await (await hosted.another({"model": "openai/embedder"})).capabilities()
     writer = await (await hosted.another({"model": "openai/writer"})).capabilities()
-    assert embedder.surfaces == {"embeddings"}
-    assert writer.surfaces == {"chat", "completions", "responses", "messages"}
-    assert every == {*embedder.surfaces, *writer.surfaces, "rerank"} == set(surfaces_of(None))
+    assert embedder.surfaces == frozenset(("embeddings",))
+    assert writer.surfaces == frozenset(("chat", "completions", "responses", "messages"))
+    assert every == embedder.surfaces | writer.surfaces | {"rerank"} == frozenset(surfaces_of(None))
     assert (writer.version, writer.ordering) == ("litellm-1.106.2", "none")
 
 
@@ -136,7 +149,7 @@ async def test_each_account_is_a_process_that_ends_with_its_engine() -> None:
                 await cluster.start("p/0")
             assert (await one.report()).counters == {"requests": 0}
             can = [(await engine.capabilities()).surfaces for engine in (one, other)]
-            assert {"embeddings"} in can
+            assert frozenset(("embeddings",)) in can
             watch = asyncio.create_task(cluster.ended("p/0"))
             await cluster.stop("p/0")
             await watch

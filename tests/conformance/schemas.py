@@ -30,6 +30,7 @@ EXTRAS: Mapping[tuple[str, str], str] = {
     ("CreateEmbeddingResponse", "id"): "vLLM: the request",
     ("CreateEmbeddingResponse", "created"): "vLLM: when",
     ("MessageTokensCount", "context_management"): "vLLM: the count again, as Anthropic's beta has it",
+    ("ChatCompletion", "workflow"): "Cortex: the way through the graph of a workflow that was asked as a model",
     ("ResponseFunctionCallArgumentsDoneEvent", "name"): "vLLM, and the openai package before version 3",
 }
 ENDS = ("response.completed", "response.incomplete", "response.failed")

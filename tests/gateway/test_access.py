@@ -92,7 +92,7 @@ async def test_without_a_key_no_path_of_an_agents_answers(site: Site, headers: d
     known = [(method, path) for method, path in routes(site.up) if not path.startswith(OPEN)]
     assert len(known) >= 20
     for method, path in [*known, ("GET", "/v1/nothing"), ("GET", "/v1/"), ("PUT", CHAT), ("OPTIONS", CHAT)]:
-        for where in (path, f"/w/any/s/one{path}"):
+        for where in (path, *([f"/w/any/s/one{path}"] if path.startswith("/v1") else [])):
             reply = await site.http.request(method, where, headers=headers, content=b"{")
             assert reply.status_code == 401, (method, where)
             assert reply.headers["www-authenticate"] == "Bearer"

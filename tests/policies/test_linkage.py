@@ -195,7 +195,7 @@ def test_a_conversation_whose_middle_was_dropped_is_found_by_what_was_said() -> 
 def test_a_judge_that_quotes_an_answer_is_of_its_run(form: str) -> None:
     desk = Desk()
     desk.others(10)
-    runs = []
+    runs: list[str] = []
     for sql in (SQL, OTHER_SQL):
         runs.append(desk.ask(f"Write SQL for question {len(runs)}").run)
         desk.answer(sql)

@@ -81,7 +81,7 @@ async def test_readers_that_have_left_hold_up_nobody(parser: Parser) -> None:
     assert {type(end) for end in ends} <= {asyncio.CancelledError, BackendError}
     started = time.monotonic()
     assert (await parser.read("select 1")).canonical == "SELECT 1"
-    assert time.monotonic() - started < 30  # the one in hand, and another process after it: not 200 times half a second
+    assert time.monotonic() - started < 30  # the one in hand and another process, not 200 times half a second
 
 
 async def test_when_too_many_wait_the_next_is_told_to_come_again(parser: Parser) -> None:
@@ -146,8 +146,9 @@ async def test_a_process_that_died_is_replaced(parser: Parser) -> None:
 async def test_closing_ends_the_process_and_what_waits_for_it() -> None:
     parser = Parser()
     await parser.start()
-    assert parser.pid is not None
-    os.kill(parser.pid, signal.SIGSTOP)  # so that it does not answer first
+    helper = parser.pid
+    assert helper is not None
+    os.kill(helper, signal.SIGSTOP)  # so that it does not answer first
     reading = asyncio.create_task(parser.read("select 1"))
     await asyncio.sleep(0)
     await parser.aclose()
