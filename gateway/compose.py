@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import secrets
-import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-import aiohttp
 import xxhash
 
 from backends.artifacts.memory import MemoryTier
 from backends.artifacts.redis_tier import RedisTier
 from backends.artifacts.shared import Shared
 from backends.artifacts.tiers import Artifacts
-from backends.attached import AttachedServers
-from backends.base import Cluster, Engine
-from backends.emulated.cluster import EmulatedCluster
-from backends.emulated.options import EmulatedOptions
-from backends.emulated.profile import ProfileError
-from backends.gpus import Gpus, devices_of_this_machine
-from backends.launcher import LaunchedServers, LaunchOptions, vllm_command
-from backends.provider import ProviderCluster, lack_of
-from backends.sleeping import SleepMode
-from backends.sql.cache import ExactTexts, ResultCache, ResultKey, generation
-from backends.sql.engine import SqlCluster
-from backends.sql.options import SqlOptions
+from backends.base import Engine
 from backends.sql.parser import Parser
-from backends.vllm import HttpEngine, connections
+from backends.vllm import connections
 from gateway.abilities import Abilities
 from gateway.access import Access
 from gateway.admin import AdminApi
 from gateway.advances import Advances
 from gateway.ahead import Ahead
-from gateway.backendspecs import DuckDb, Emulated, Launch, Litellm, Vllm
+from gateway.backendspecs import Emulated, Litellm, Vllm
 from gateway.blueprints import blueprint
+from gateway.building.engines import check_providers, cluster_of, emulated_options, gpus_of
+from gateway.building.warehouses import warehouses_of
 from gateway.chronicle import Chronicle
 from gateway.completions import Completions
 from gateway.config import ConfigError
@@ -46,7 +32,6 @@ from gateway.directory import Directory
 from gateway.door import Door
 from gateway.errands import Errands
 from gateway.gateway import Gateway
-from gateway.instruments.sql import SqlMetrics
 from gateway.instruments.stores import StoreMetrics
 from gateway.intake import Intake
 from gateway.intercept import Intercept
@@ -59,21 +44,19 @@ from gateway.relay import Relay
 from gateway.residency import Residence
 from gateway.responses import Responses
 from gateway.runtime import Clock, Runtime
-from gateway.settings import Config, Pool
+from gateway.settings import Config
 from gateway.spare import Spare
 from gateway.sqlapi import SqlApi
 from gateway.state import StateApi
 from gateway.state_events import Events
 from gateway.tokens import Prompts
-from gateway.tools import Desk, Results, Warehouse
+from gateway.tools import Desk, Warehouse
 from gateway.walk import Walker
 from gateway.warming import Warming
 from policies.artifacts import Shelf
 from policies.blueprint import Blueprint
-from policies.dialects import Known
 from policies.linkage import Linkage
 from policies.routing.residency import Noted
-from policies.sql import Statement
 
 if TYPE_CHECKING:
     from gateway.mcpapi import McpApi
@@ -84,15 +67,13 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
 
     Raises ConfigError where the journal cannot be opened, and for an engine's profile that is none.
     """
-    emulated = {
-        name: _options(name, at) for name, pool in config.pools.items() if isinstance(at := pool.backend, Emulated)
-    }
-    await _check_providers(config)
+    emulated = emulated_options(config)
+    await check_providers(config)
     learned = kept(config.profiles.path)
     plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed, profiles=learned)
     journal = _journal(config, plan)
     clock, metrics, access, directory = Clock(), Metrics(config), Access(config), Directory(config)
-    session, gpus = connections(config.timeouts.connect), _gpus(config)
+    session, gpus = connections(config.timeouts.connect), gpus_of(config)
     ordered = [
         name for name, pool in config.pools.items() if isinstance(pool.backend, Vllm) and pool.backend.priority
     ]
@@ -105,7 +86,10 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     runtime = Runtime(
         dispatcher=plan.dispatcher(noted or residence),
         pools=plan.pools,
-        clusters={n: _cluster(p, session, emulated.get(n), gpus, metrics.sql) for n, p in config.pools.items()},
+        clusters={
+            n: cluster_of(p, session, emulated.get(n), gpus, metrics.sql.worker_ended)
+            for n, p in config.pools.items()
+        },
         clock=clock,
         abilities=abilities,
         warming=Warming(clock=clock, limit=config.timeouts.warm, billed=billed),
@@ -118,7 +102,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
             *((residence.watch,) if residence is not None else ()),
         ),
     )
-    responses = Responses()
+    responses = Responses(lambda: len(access.tenants) == 1)
     intake = Intake(
         config=config,
         directory=directory,
@@ -129,7 +113,7 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         linking=_linking(config, clock),
     )
     parsers = {name: Parser() for name, pool in config.pools.items() if pool.kind == "sql"}
-    houses = advances.watching(_warehouses(config, parsers))
+    houses = advances.watching(warehouses_of(config, parsers))
     desk, ahead = _sql(config, plan, runtime, houses, intake=intake, metrics=metrics, advances=advances)
     door = Door(counts=metrics.requests, limits=config.limits, clock=clock)
     monitor = Monitor(runtime, interval=report_every)
@@ -153,7 +137,6 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
             abilities=abilities,
             responses=responses,
             door=door,
-            alone=len(access.tenants) == 1,
         ),
         sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
         state=StateApi(
@@ -311,140 +294,3 @@ def _journal(config: Config, plan: Blueprint) -> Journal | None:
         raise ConfigError(
             f"cannot be opened: {error.strerror}", file=str(path), place=("server", "journal")
         ) from None
-
-
-def _gpus(config: Config) -> Gpus:
-    """Those of the machine, and those that the configuration names besides."""
-    launched = [pool.backend.launch for pool in config.pools.values() if isinstance(pool.backend, Vllm)]
-    named = [device for launch in launched if launch is not None for device in launch.devices]
-    return Gpus([*devices_of_this_machine(os.environ), *named])
-
-
-def _launched(pool: Pool, backend: Vllm, launch: Launch, session: aiohttp.ClientSession, gpus: Gpus) -> Cluster:
-    model = pool.model or ""
-    command = vllm_command(
-        command=launch.command,
-        model=launch.model or model,
-        served=model,
-        args=launch.args,
-        priority=backend.priority,
-        gpus=launch.gpus,
-        sleeps=launch.asleep > 0,
-        kv_events=backend.kv_events,
-    )
-    options = LaunchOptions(
-        command=command,
-        env={**({"VLLM_SERVER_DEV_MODE": "1"} if launch.asleep else {}), **launch.env},
-        gpus=launch.gpus,
-        devices=launch.devices,
-        ready=launch.ready,
-        grace=launch.grace,
-        stagger=launch.stagger or 0.0,
-        asleep=launch.asleep,
-        logs=launch.logs,
-    )
-    key = backend.api_key or ""
-    sleep = SleepMode(session, api_key=key)
-    return LaunchedServers(options, connect=lambda url: HttpEngine(url, session, api_key=key), gpus=gpus, sleep=sleep)
-
-
-def _cluster(
-    pool: Pool, session: aiohttp.ClientSession, emulated: EmulatedOptions | None, gpus: Gpus, counts: SqlMetrics
-) -> Cluster:
-    backend = pool.backend
-    if emulated is not None:
-        return EmulatedCluster(model=pool.model or "", options=emulated, connect=_connect(session))
-    if isinstance(backend, DuckDb):
-        return SqlCluster(
-            SqlOptions(
-                databases={name: str(path) for name, path in backend.databases.items()},
-                timeout=backend.timeout,
-                memory=backend.memory,
-                max_rows=backend.max_rows,
-                max_bytes=backend.max_bytes,
-                max_stream_rows=backend.max_stream_rows,
-                max_stream_bytes=backend.max_stream_bytes,
-                stream_timeout=backend.stream_timeout,
-                samples=backend.samples,
-                max_threads=backend.max_threads,
-            ),
-            ended=counts.worker_ended,
-        )
-    if isinstance(backend, Litellm):
-        return ProviderCluster(backend.calls(), session, python=backend.python, ready=backend.ready)
-    assert isinstance(backend, Vllm)
-    if backend.launch is not None:
-        return _launched(pool, backend, backend.launch, session, gpus)
-    return AttachedServers(backend.attach or (), session, backend.api_key or "")
-
-
-async def _check_providers(config: Config) -> None:
-    """Raise ConfigError for a pool whose environment has no LiteLLM that can be used."""
-    for name, pool in config.pools.items():
-        if isinstance(pool.backend, Litellm) and (lack := await asyncio.to_thread(lack_of, pool.backend.python)):
-            raise ConfigError(lack, file=pool.backend.python or sys.executable, place=("pools", name, "backend"))
-
-
-def _connect(session: aiohttp.ClientSession) -> Callable[[str], Engine]:
-    return lambda url: HttpEngine(url, session)
-
-
-def _options(pool: str, backend: Emulated) -> EmulatedOptions:
-    settings = backend.model_dump(exclude={"name", "tokenize"})
-    files = {key: str(path) for key in ("script", "profile") if (path := settings[key])}
-    try:
-        return EmulatedOptions(**{**settings, **files, "surfaces": ",".join(backend.surfaces)})
-    except ProfileError as error:
-        message = str(error).removeprefix(f"{backend.profile}: ")
-        raise ConfigError(message, file=str(backend.profile), place=("pools", pool, "backend", "profile")) from None
-
-
-def _warehouses(config: Config, parsers: Mapping[str, Parser]) -> dict[str, Warehouse]:
-    stores = {name: pool.backend for name, pool in config.pools.items() if isinstance(pool.backend, DuckDb)}
-    return {name: _warehouse(name, settings, parsers[name]) for name, settings in stores.items()}
-
-
-def _warehouse(name: str, settings: DuckDb, parser: Parser) -> Warehouse:
-    def key(tenant: str, database: str, canonical: str, limit: int) -> ResultKey:
-        return ResultKey(
-            tenant=tenant,
-            database=database,
-            generation=generation(str(settings.databases[database])),
-            canonical=canonical,
-            limit=limit,
-            max_bytes=settings.max_bytes,
-        )
-
-    def current(key: Hashable) -> bool:
-        assert isinstance(key, ResultKey)
-        try:
-            return generation(str(settings.databases[key.database])) == key.generation
-        except OSError:
-            return False
-
-    return Warehouse(
-        pool=name,
-        settings=settings,
-        reader=_Reader(parser, ExactTexts()),
-        kept=cast(Results, ResultCache(settings.cache)),
-        key=key,
-        current=current,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads a text that was read before from memory, any other in the helper process."""
-
-    parser: Parser
-    texts: ExactTexts
-
-    def known(self, text: str, dialect: str, columns: Known | None) -> Statement | None:
-        return self.texts.get(text, dialect, columns)
-
-    async def read(self, text: str, dialect: str, columns: Known | None, tenant: str) -> Statement:
-        known = self.texts.get(text, dialect, columns)
-        if known is None:
-            known = await self.parser.read(text, dialect, parameters=True, known=columns, tenant=tenant)
-            self.texts.put(text, dialect, known, columns)
-        return known

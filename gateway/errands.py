@@ -63,16 +63,13 @@ class Errands:
         abilities: Abilities,
         responses: Responses,
         door: Door,
-        alone: bool,
     ) -> None:
-        """`alone`: there is one tenant only, who may look for a response in every engine."""
         self._config = config
         self._runtime = runtime
         self._intake = intake
         self._abilities = abilities
         self._responses = responses
         self._door = door
-        self._alone = alone
 
     def counting(self, what: Counting) -> Application:
         """The application for bodies that name a model and cost a look."""
@@ -124,7 +121,7 @@ class Errands:
         asked = self._intake.asked(scope, None)
         made = self._responses.find(asked.caller.tenant, name)
         engines: Iterable[str] = [made.engine] if made is not None else ()
-        if made is None and self._alone:
+        if made is None and self._responses.alone():
             fleet = self._runtime.dispatcher.fleet
             engines = [engine.name for engine in fleet if self._abilities.serves(engine.name, "responses")]
         found = self._up(engines)

@@ -21,7 +21,7 @@ from gateway.directory import WHOLE, Directory, Target
 from gateway.identity import Identity, Place, alias_place, read_identity
 from gateway.lineage import Lineage
 from gateway.linking import Linking, Listener
-from gateway.openai.errors import bad_request, ill_formed
+from gateway.openai.errors import bad_request, ill_formed, not_found
 from gateway.openai.payload import Endpoint, Payload, denied, parse
 from gateway.openai.prompt import prompt_view, told
 from gateway.openai.splice import edit
@@ -202,7 +202,11 @@ class Intake:
         if not isinstance(before, str):
             raise ill_formed("previous_response_id", "must be a string")
         made = self._responses.find(asked.caller.tenant, before)
-        return replace(call, only=made.engine) if made is not None else call
+        if made is not None:
+            return replace(call, only=made.engine)
+        if not self._responses.alone():
+            raise not_found("response", before)  # it may be another tenant's
+        return call
 
     def target(self, asked: Asked, model: str) -> Target:
         """Where a client's calls to a model go. Raises ApiError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import orjson
@@ -22,9 +23,13 @@ class Made(NamedTuple):
 
 
 class Responses:
-    """The responses of late, by tenant and id: no tenant comes by another's."""
+    """The responses of late, by tenant and id: no tenant comes by another's.
 
-    def __init__(self, most: int = KEPT_MOST) -> None:
+    `alone`: there is one tenant only, whose are those that are not remembered.
+    """
+
+    def __init__(self, alone: Callable[[], bool], *, most: int = KEPT_MOST) -> None:
+        self.alone = alone
         self._most = most
         self._made: OrderedDict[tuple[str, str], Made] = OrderedDict()
 

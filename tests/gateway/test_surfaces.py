@@ -183,6 +183,20 @@ async def test_a_response_that_only_its_engine_remembers_is_found_by_the_only_te
         assert cancel.status_code == 404
 
 
+async def test_a_response_of_another_tenant_is_nobodys(tmp_path: Path) -> None:
+    auth = {"keys": [{"tenant": name, "key": f"key-of-{name}"} for name in ("alice", "bob")]}
+    alice, bob = ({"authorization": f"Bearer key-of-{name}"} for name in ("alice", "bob"))
+    async with surfaces(tmp_path, FAST, auth=auth) as (up, _):
+        made = await up.http.post("/v1/responses", json={"model": MODEL, "input": "a secret"}, headers=alice)
+        name = made.json()["id"]
+        again = {"model": MODEL, "input": "go on", "previous_response_id": name}
+        for headers, status in ((alice, 200), (bob, 404)):
+            assert (await up.http.get(f"/v1/responses/{name}", headers=headers)).status_code == status
+            assert (await up.http.post("/v1/responses", json=again, headers=headers)).status_code == status
+        assert (await up.http.delete(f"/v1/responses/{name}", headers=bob)).status_code == 404
+        assert (await up.http.delete(f"/v1/responses/{name}", headers=alice)).status_code == 200
+
+
 async def test_tokens_are_counted_without_a_place_in_an_engine(tmp_path: Path) -> None:
     async with surfaces(tmp_path, FAST) as (up, [server]):
         prompt = await up.http.post("/tokenize", json={"model": MODEL, "prompt": "hello there"})
