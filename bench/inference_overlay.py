@@ -18,7 +18,10 @@ from policies.linkage import Linkage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of a run: when it comes, in seconds since the run began, and how long its answer takes."""
+    """One call of a run: when it comes, in seconds since the run began, and how long its answer takes.
+
+    `handles` are the ids that it gives back, `handed` those of its answer.
+    """
 
     at: float
     took: float
@@ -27,6 +30,8 @@ class Call:
     answer: str
     system: str = ""
     tools: tuple[str, ...] = ()
+    handles: tuple[str, ...] = ()
+    handed: tuple[str, ...] = ()
 
 
 Flow = Sequence[Call]
@@ -100,10 +105,15 @@ def linked(flows: Sequence[Flow], flight: int, seed: int = 1, loose: float = 0.1
     for at, number, place, comes in overlaid(flows, flight, Random(seed), loose):  # noqa: S311 - the same each time
         call, name = flows[number][place], f"{number}.{place}"
         if not comes:
-            linkage.answered("tenant", name, call.answer, at)
+            linkage.answered("tenant", name, call.answer, at, call.handed)
             continue
         conversation = Conversation(
-            tenant="tenant", call=name, system=call.system, tools=call.tools, turns=call.turns
+            tenant="tenant",
+            call=name,
+            system=call.system,
+            tools=call.tools,
+            turns=call.turns,
+            handles=call.handles,
         )
         began = time.process_time()
         link = linkage.link(conversation, at)

@@ -145,8 +145,10 @@ class Access:
     def require_admin(self, headers: Pairs) -> None:
         """Let only the admin's token pass. Raises ApiError 401, or 403 for a client's key."""
         if not self.is_admin(headers):
-            known = self._holder(_secret(headers)) is not None
-            raise forbidden("an API key opens nothing here") if known else unauthorized("the admin token is needed")
+            secret = _secret(headers)
+            if self._holder(secret) is not None:
+                raise forbidden("an API key opens nothing here")
+            raise unauthorized("this is not the admin token" if secret else "the admin token is needed")
 
     def is_admin(self, headers: Pairs) -> bool:
         return self.has_admin and hmac.compare_digest(digest(_secret(headers)), self._admin)

@@ -22,7 +22,7 @@ from gateway import underway
 from gateway.access import Access
 from gateway.chronicle import Chronicle
 from gateway.monitor import Monitor
-from gateway.openai.errors import ApiError, bad_request, not_found
+from gateway.openai.errors import ApiError, bad_request, not_found, unknown_member
 from gateway.runtime import Runtime
 from policies.events import Drained, Scaled
 from policies.pace import Pace
@@ -154,8 +154,17 @@ class AdminApi:
             "running": view.running,
             "mean_service_s": round(view.mean_service, 4),
             "pace": _pace(dispatcher.fleet.pace(pool)) if spec.kind == "llm" else None,
+            "failing": self._failing(pool),
             "engines": [self._engine(state) for state in dispatcher.fleet.of(pool)],
         }
+
+    def _failing(self, pool: str) -> Json | None:
+        """Why the pool lacks engines, where their starts fail; None where it has as many as it shall have."""
+        fleet, failing = self._runtime.dispatcher.fleet, self._runtime.starts.failing(pool)
+        if failing is None or sum(one.status == "ready" for one in fleet.of(pool)) >= fleet.target(pool):
+            return None
+        ago = self._runtime.now() - failing.at
+        return {"starts": failing.starts, "reason": failing.reason, "ago_s": round(ago, 3)}
 
     def _engine(self, state: EngineState) -> Json:
         report = self._monitor.reports.get(state.name)
@@ -236,6 +245,8 @@ async def _body(request: Request) -> Json:
 
 
 def _engines_of(document: Json) -> int:
+    for name in document.keys() - {"engines"}:
+        raise unknown_member(name, ("engines",))
     engines = document.get("engines")
     if type(engines) is not int:
         raise bad_request("engines: must be a whole number", param="engines")

@@ -30,12 +30,12 @@ class Tokens:
     cached: int | None = None
     done: bool = False
 
-    def count(self, event: bytes) -> None:
-        """Take in one event of a stream. Raises ApiError for what is no event of a completion."""
+    def count(self, event: bytes) -> Json | None:
+        """Take in one event of a stream, and say what it holds. Raises ApiError for what is no event of an answer."""
         chunk = sse.chunk_of(event)
         if chunk is None:
             self.done = self.done or sse.data(event) is not None
-            return
+            return None
         kind = chunk.get("type")
         if kind is not None:
             self._named(kind, chunk)
@@ -44,6 +44,7 @@ class Tokens:
         else:
             self.events += 1
         self.read(chunk.get("usage"))
+        return chunk
 
     def _named(self, kind: object, event: Json) -> None:
         """Take in an event of Responses or of Messages."""

@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from gateway.fields import (
     Bytes,
     BytesOrZero,
     Count,
-    Dialect,
     ExistingFileOrNone,
     FilePath,
     FilePathOrNone,
@@ -28,6 +27,7 @@ from gateway.fields import (
     Url,
     Whole,
 )
+from policies.dialects import DIALECTS, dialect_called
 
 _OURS = frozenset(
     (
@@ -38,6 +38,16 @@ _OURS = frozenset(
 """What of LiteLLM's arguments has a key of its own, is the caller's, or would do what the gateway does."""
 EmulatedSurface = Literal["chat", "completions", "responses", "messages", "embeddings", "rerank", "tokenize"]
 MEMORY_LEAST = 16_000_000  # with half as much, a join of a small table already fails
+
+
+def _dialect(name: str) -> str:
+    dialect = dialect_called(name)
+    if dialect is None:
+        raise ValueError(f"must be one of {', '.join(DIALECTS)}")
+    return dialect
+
+
+Dialect = Annotated[str, AfterValidator(_dialect)]
 
 
 class Launch(Part):

@@ -146,11 +146,11 @@ async def _live(
         while batch is not None:
             for index, event in enumerate(batch):
                 try:
-                    tokens.count(event)
+                    chunk = tokens.count(event)
                     if judge is not None:
-                        judge.event(event)
+                        judge.chunk(chunk)
                     if listener is not None:
-                        listener.event(event)
+                        listener.chunk(chunk)
                 except ApiError:
                     if index:
                         yield batch[:index]

@@ -27,7 +27,6 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from gateway import template, units
 from gateway.template import Template
 from gateway.yamlfile import Substituted
-from policies.dialects import DIALECTS, dialect_called
 
 FAULT, MISSING = "fault", "missing_key"
 """The types of errors whose message is already in the words of this module."""
@@ -222,13 +221,6 @@ def _spec(value: object) -> PolicySpec:
     return PolicySpec(str(value["name"]), MappingProxyType(params))
 
 
-def _dialect(name: str) -> str:
-    dialect = dialect_called(name)
-    if dialect is None:
-        raise ValueError(f"must be one of {', '.join(DIALECTS)}")
-    return dialect
-
-
 def _deeply_plain(value: Any) -> object:
     """Untyped parameters take the type that their text has once variables are in it."""
     if isinstance(value, list):
@@ -255,7 +247,6 @@ Name = Annotated[str, AfterValidator(_name)]
 Url = Annotated[str, AfterValidator(_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 Host = Annotated[str, AfterValidator(_host)]
-Dialect = Annotated[str, AfterValidator(_dialect)]
 Pattern = Annotated[re.Pattern[str], BeforeValidator(_pattern)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 FilePathOrNone = Annotated[Path | None, BeforeValidator(_optional_path)]

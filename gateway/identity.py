@@ -90,7 +90,8 @@ class Identity:
     """What a call says of itself; empty strings, `step` 0 and None stand for what it does not say.
 
     `deadline` is in seconds from the run's first call. A call that names no run is a run of its own, and so the
-    `final` one. `hints` knows `osl` (output tokens expected) and `resume`.
+    `final` one; `last` is one that says itself that its run ends. `hints` knows `osl` (output tokens expected) and
+    `resume`.
     `source` is the channel that named the workflow, else the one that named the stage, else the run. `weak`: the run
     is a guess, to which what the conversation itself shows is to be preferred. `hinted`: the stage is a
     vendor's word, to be passed over where it does not fit. `body_keys_to_strip` are the members of the body that are
@@ -108,6 +109,7 @@ class Identity:
     priority: int = 0
     hints: Mapping[str, int] = field(default_factory=dict)
     final: bool = False
+    last: bool = False
     tools: Tools | None = None
     source: Source = "none"
     weak: bool = False
@@ -267,6 +269,7 @@ class _Said:
             priority=self.integer("priority") or 0,
             hints=self.hints(),
             final=final or not run,
+            last=final,
             tools=self.tools(),
             source=self.by("workflow") or stage_by or run_by or "none",
             weak=run_by == "trace",

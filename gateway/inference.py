@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -16,9 +17,13 @@ from policies.conversation import Conversation, Turn, plain, spoken
 ANSWER_MOST = 1024 * 1024
 """Characters of an answer that are heard."""
 
+HANDLES_MOST = 64
+"""Ids of a request, or of an answer, that are looked at."""
+
 _SYSTEM = ("system", "developer")
 _THOUGHTS = frozenset(("thinking", "redacted_thinking", "reasoning"))
 _ENDS = (b"response.completed", b"response.incomplete")
+_IDS = ("call_id", "tool_call_id", "tool_use_id", "id")
 _HEAD = 96
 """Bytes of an event within which its type stands."""
 
@@ -26,7 +31,32 @@ _HEAD = 96
 def conversation(payload: Payload, *, tenant: str, call: str, run: str = "") -> Conversation:
     """A request as a conversation; `run` where its client names it."""
     system, turns = _turns(payload)
-    return Conversation(tenant=tenant, call=call, run=run, system=system, tools=payload.tools, turns=turns)
+    return Conversation(
+        tenant=tenant,
+        call=call,
+        run=run,
+        system=system,
+        tools=payload.tools,
+        turns=turns,
+        handles=list(islice(_handles(payload.document), HANDLES_MOST)),
+    )
+
+
+def _handles(document: Json) -> Iterator[str]:
+    """The ids that a request gives back, the latest first: of tool calls and results, and of Responses' items."""
+    given = document.get("messages") or document.get("input")
+    for item in reversed(_dicts(given)):
+        yield from _ids(item)
+        for inner in (item.get("tool_calls"), item.get("content")):
+            for part in reversed(_dicts(inner)):
+                yield from _ids(part)
+
+
+def _ids(item: Json) -> Iterator[str]:
+    for name in _IDS:
+        handle = item.get(name)
+        if type(handle) is str and handle:
+            yield handle
 
 
 def _turns(payload: Payload) -> tuple[str, Sequence[Turn]]:
@@ -87,6 +117,7 @@ class Answer:
     """
 
     def __init__(self) -> None:
+        self.handles: list[str] = []
         self._texts: list[str] = []
         self._calls: dict[int, tuple[str, list[str]]] = {}
         self._size = 0
@@ -110,16 +141,18 @@ class Answer:
                     self._block(index, block)
 
     def event(self, event: bytes) -> None:
-        """Hear an event of a stream. Of Responses only the last one, which has all, is looked into."""
-        head = event[:_HEAD]
-        if b"response." in head and not any(end in head for end in _ENDS):
-            return
+        """Hear an event of a stream."""
         data = sse.data(event)
-        if data is None or self._size > ANSWER_MOST:
+        if data is None:
             return
         try:
-            chunk = orjson.loads(data)
+            self.chunk(orjson.loads(data))
         except orjson.JSONDecodeError:
+            return
+
+    def chunk(self, chunk: object) -> None:
+        """Hear what an event holds. Of Responses only the last one, which has all, is looked into."""
+        if self._size > ANSWER_MOST:
             return
         match chunk:
             case {"choices": [{**choice}, *_]} if choice.get("index", 0) == 0:
@@ -134,6 +167,10 @@ class Answer:
             case {"type": "response.completed" | "response.incomplete", "response": {"output": [*items]}}:
                 self._output(items)
 
+    def _hand(self, item: Json) -> None:
+        if len(self.handles) < HANDLES_MOST:
+            self.handles += _ids(item)
+
     def _say(self, text: object) -> None:
         if type(text) is str and text:
             self._texts.append(text)
@@ -145,6 +182,7 @@ class Answer:
             self._say(_text(content))
         for position, call in enumerate(_dicts(message.get("tool_calls"))):
             function = call.get("function")
+            self._hand(call)
             if type(function) is dict:
                 index = call.get("index")
                 self._piece(
@@ -157,11 +195,13 @@ class Answer:
         if block.get("type") == "text":
             self._say(block.get("text"))
         elif block.get("type") == "tool_use":
+            self._hand(block)
             # A stream begins with an empty input, and has its pieces after that.
             self._piece(index, *_call(block.get("name"), block.get("input")))
 
     def _output(self, items: Iterable[object]) -> None:
         for index, item in enumerate(_dicts(items)):
+            self._hand(item)
             if item.get("type") == "message":
                 self._say(_text(item.get("content")))
             elif item.get("type") == "function_call":

@@ -119,6 +119,11 @@ class Intake:
 
     def asked(self, scope: Scope, body: Mapping[str, object] | None, *, model: str = "") -> Asked:
         """Who asks, and for what run and stage. Raises ApiError. The scope's state is as `Edge` leaves it."""
+        asked = self._read(scope, body, model)
+        self._named(asked.identity.source)
+        return asked
+
+    def _read(self, scope: Scope, body: Mapping[str, object] | None, model: str) -> Asked:
         headers: Pairs = scope["headers"]
         caller: Caller = scope["state"]["caller"]
         place: Place | None = scope["state"]["place"]
@@ -158,7 +163,7 @@ class Intake:
         workflow = self._directory.whole_workflow(payload.model) if endpoint == "chat" else None
         if workflow is not None and payload.n > 1:
             raise ill_formed("n", "must be 1: a workflow gives one answer")
-        asked = self.asked(scope, payload.document, model=payload.model)
+        asked = self._read(scope, payload.document, payload.model)
         target = Target("", payload.model) if workflow else self.target(asked, payload.model)
         self._abilities.check(target.pool, endpoint)
         if workflow is None and self._linking is not None:

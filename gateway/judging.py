@@ -40,14 +40,14 @@ class Judge:
             self._said.append(spoken(document))
         return self.verdict
 
-    def event(self, event: bytes) -> None:
-        """Hear an event of a stream."""
-        self._hear(sse.chunk_of(event), "delta")
+    def chunk(self, chunk: object) -> None:
+        """Hear what an event of a stream holds."""
+        self._hear(chunk, "delta")
 
     def events(self, events: Iterable[bytes]) -> Fate:
         """Hear the events of a whole stream."""
         for event in events:
-            self.event(event)
+            self.chunk(sse.chunk_of(event))
         return self.verdict
 
     def _hear(self, document: object, part: str) -> None:

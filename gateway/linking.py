@@ -47,12 +47,14 @@ class Linking:
         found = self._linkage.link(conversation(payload, tenant=tenant, call=call, run=run), self._now())
         if identity.weak:
             self._guess(tenant, identity.run, found.run)
+        # A lone question is all of its run until another call shows that it was not: most have nothing to follow.
+        alone = found.how in ("new", "repeats") and not payload.tools and not identity.workflow
         return Linked(
             replace(
                 identity,
                 run=found.run,
                 stage=found.stage if stage_open else identity.stage,
-                final=identity.final and bool(identity.run),
+                final=identity.last or (alone and not identity.run),
                 source=identity.source if identity.source != "none" else "inferred",
             ),
             again=found.how == "repeats",
@@ -80,8 +82,9 @@ class Listener:
         self._now = clock
         self._answer = Answer()
 
-    def event(self, event: bytes) -> None:
-        self._answer.event(event)
+    def chunk(self, chunk: object) -> None:
+        """What an event of the answer's stream holds."""
+        self._answer.chunk(chunk)
 
     def whole(self, document: object) -> None:
         self._answer.whole(document)
@@ -89,11 +92,11 @@ class Listener:
     def at_once(self, events: Iterable[bytes], body: bytes) -> None:
         """Hear an answer that is there already, as events or as a body."""
         for event in events:
-            self.event(event)
+            self._answer.event(event)
         if body:
             self.whole(orjson.loads(body))
         self.close()
 
     def close(self) -> None:
         """The answer is over. Idempotent: a call that is known no more is passed over."""
-        self._linkage.answered(self._tenant, self._call, self._answer.text(), self._now())
+        self._linkage.answered(self._tenant, self._call, self._answer.text(), self._now(), self._answer.handles)

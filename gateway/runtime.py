@@ -15,6 +15,7 @@ from backends.base import BackendError, Cluster, Engine
 from gateway.abilities import Abilities, limited
 from gateway.away import Away, current
 from gateway.journal import Journal
+from gateway.starts import Starts
 from gateway.warming import Warming
 from policies.calls import Call, Outcome
 from policies.dispatcher import Dispatcher
@@ -177,6 +178,7 @@ class Runtime:
         self.now = clock
         self.abilities = abilities
         self.warming = warming
+        self.starts = Starts()
         self._clusters = clusters
         self._journal = journal
         self._noted = noted
@@ -304,8 +306,10 @@ class Runtime:
         except Exception as error:  # noqa: BLE001 - whatever it was: the scheduler must not wait for this engine
             trace = None if isinstance(error, BackendError) else error
             _log.warning("engine did not start pool=%s engine=%s reason=%s", pool, name, error, exc_info=trace)
+            self.starts.failed(pool, error, self.now())
             self.handle(EngineGone(engine=name))
             return
+        self.starts.succeeded(pool)
         self.engines[name] = engine
         _log.info("engine up pool=%s engine=%s seconds=%.2f", pool, name, self.now() - began)
         self.handle(EngineUp(engine=name, limits=limits, held=held))

@@ -39,7 +39,10 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """A call's prompt; `tools` are names, `turns` all but `system`. `run` is set where its client names the run."""
+    """A call's prompt; `tools` are names, `turns` all but `system`. `run` is set where its client names the run.
+
+    `handles` are ids of tool calls and the like that it gives back, the latest first.
+    """
 
     tenant: str
     call: str
@@ -47,6 +50,7 @@ class Conversation:
     tools: tuple[str, ...]
     turns: Sequence[Turn]
     run: str = ""
+    handles: Sequence[str] = ()
 
 
 def spoken(text: str, calls: Iterable[tuple[str, str]] = ()) -> str:

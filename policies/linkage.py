@@ -2,6 +2,7 @@
 
 Each run that may be meant is given a score for what ties the call to it, and the highest one above `ENOUGH` wins:
 
+* The prompt gives back an id that no other call's answer had, as of a tool call: that settles it.
 * The prompt goes on from what a call of the run asked, and from what it was answered. A conversation that waits for
   that comes before one that others went on from.
 * The prompt is that of a known call: a retry, or one of several samples. At a run's beginning that counts only while
@@ -16,13 +17,14 @@ Tenants share nothing, and each has its own bounds: none can join, crowd out or 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from policies.conversation import Conversation, answer, flat
 from policies.linkage_habits import Habits
+from policies.linkage_handles import Handles
 from policies.linkage_quotes import Quoted, Quotes, Reading, read
 from policies.linkage_runs import Passage, Run, Step, Tail
 from policies.linkage_stages import Place, Stages
@@ -32,8 +34,8 @@ from policies.linkage_weighing import ENOUGH, Ahead, ahead, in_turn, scores, tie
 How = Literal["named", "extends", "repeats", "quotes", "new"]
 
 _STEPS_MOST, _PASSAGES_MOST = 64, 128
-_MOST_OF = 0.6
-"""An answer of which so much is quoted does not wait for being quoted any more."""
+_LEAST = 0.3
+"""Such a part of `ENOUGH` is enough at a stage at which runs never begin."""
 _READ_MOST, _READ_LITTLE = 24_000, 4_000
 """Bytes of what is new in a prompt that are read: where quotations are to be found, and where they are to be kept."""
 _TOLD_MOST, _SAID_MOST = 256, 512
@@ -76,11 +78,14 @@ class Linkage:
         self._tenants.move_to_end(asked.tenant)
         return tenant.link(asked, now)
 
-    def answered(self, tenant: str, call: str, text: str, now: float) -> None:
-        """What a call was answered, as `spoken` writes it; empty where it failed. An unknown call is ignored."""
+    def answered(self, tenant: str, call: str, text: str, now: float, handles: Sequence[str] = ()) -> None:
+        """What a call was answered, as `spoken` writes it, with which ids; empty where it failed.
+
+        An unknown call is ignored.
+        """
         known = self._tenants.get(tenant)
         if known is not None:
-            known.answered(call, text, now)
+            known.answered(call, text, now, handles)
 
     def stages(self, tenant: str) -> int:
         """How many stages are known of a tenant."""
@@ -130,6 +135,7 @@ class _Tenant:
         self._open: dict[str, Step] = {}
         self._states = States()
         self._quotes = Quotes()
+        self._handles = Handles()
         self._kept: deque[Passage] = deque()
         self._habits = Habits()
         self.stages = Stages()
@@ -137,14 +143,19 @@ class _Tenant:
     def link(self, asked: Conversation, now: float) -> Link:
         self._forget(now)
         prompt = self._read(asked)
-        known = len(self._runs)
-        found = {} if asked.run else ahead(prompt.matches, prompt.text.length, known, now)
-        certain = len(found) == 1 and next(iter(found.values())).next
+        giver = None if asked.run else self._handles.giver(asked.handles)
+        if giver is not None:
+            prompt.matches = _of(giver, prompt)
+        found = {} if asked.run else ahead(prompt.matches, prompt.text.length, len(self._runs), now)
+        certain = len(found) == 1 and (giver is not None or next(iter(found.values())).next)
         prompt.reading = read(self._new_text(prompt, _READ_LITTLE if certain or asked.run else _READ_MOST))
+        quoted = None if certain or asked.run else self._quoted(prompt)
         if asked.run:
             choice: _Choice | None = self._named(asked.run, prompt, now)
+        elif giver is not None:
+            choice = _onward(giver.run, prompt, found, quoted)
         else:
-            choice = self._choose(prompt, found, None if certain else self._quoted(prompt), now)
+            choice = self._choose(prompt, found, quoted, now)
         if choice is None:
             choice = _Choice(self._start(f"run-{asked.call}", now), "new")
         elif self._is_twin(choice):
@@ -152,11 +163,12 @@ class _Tenant:
         self._take(asked.call, prompt, choice, now)
         return Link(choice.run.id, prompt.place.stage, choice.how)
 
-    def answered(self, call: str, text: str, now: float) -> None:
+    def answered(self, call: str, text: str, now: float, handles: Sequence[str]) -> None:
         step = self._open.pop(call, None)
         if step is None or step.tail is None:
             return
         step.answered = step.run.last = now
+        self._handles.give(step, handles)
         tail, step.tail = step.tail, None
         self._runs.move_to_end(step.run.id)
         if text:
@@ -209,24 +221,26 @@ class _Tenant:
         self, prompt: _Prompt, found: Mapping[Run, Ahead], quoted: Quoted | None, now: float
     ) -> _Choice | None:
         sums = scores(found, quoted, len(self._runs), self._idle, now)
-        if max(sums.values(), default=0.0) < ENOUGH:
+        stage = prompt.place.stage
+        top = max(sums, key=sums.__getitem__, default=None)
+        if top is not None and sums[top] >= ENOUGH * max(_LEAST, self._habits.begins(stage, top)):
+            best = tied(sums, found)
+        else:
+            best = quoted.whole() if quoted is not None else []
+        if not best:
             return None
-        run = in_turn(tied(sums, found), found, prompt.matches, now)
-        fresh = quoted.fresh if quoted is not None else {}
-        if run not in found:
-            return _Choice(run, "quotes", fresh=fresh)
-        match = found[run].match
-        return _Choice(run, "repeats" if match.length == prompt.text.length else "extends", match, fresh)
+        run = in_turn(best, found, prompt.matches, self._habits.gaps(stage), now)
+        return _onward(run, prompt, found, quoted)
 
     def _take(self, call: str, prompt: _Prompt, choice: _Choice, now: float) -> None:
         """Remember a call as one of this run."""
         run = choice.run
-        run.last = now
         self._runs.move_to_end(run.id)
         prompt.place = place = self.stages.came(prompt.place, run.places)
         run.places[place.text] = place.stage
         self._follow(choice, now)
-        self._habits.note(run, place.stage, choice.how)
+        self._habits.note(run, place.stage, choice.how, now)
+        run.last = now
         match, again = choice.match, choice.how == "repeats"
         root = match is None or (again and match.step.root)
         step = Step(run, call, place, prompt.shape, now, root, prompt.text.tail())
@@ -248,7 +262,7 @@ class _Tenant:
             if match.step.said is not None:
                 match.step.said.spent = True
         for passage, count in choice.fresh.items():
-            if passage.run is choice.run and count >= _MOST_OF * len(passage.shingles):
+            if passage.run is choice.run and passage.is_most(count):
                 passage.spent = True
 
     def _is_twin(self, choice: _Choice) -> bool:
@@ -308,4 +322,20 @@ class _Tenant:
 
     def _drop(self, step: Step) -> None:
         self._states.drop(step)
+        self._handles.drop(step)
         self._open.pop(step.call, None)
+
+
+def _of(giver: Step, prompt: _Prompt) -> list[Match]:
+    """How a prompt goes on from this call, else from others of its run; or that it repeats one of them."""
+    matches = [match for match in prompt.matches if match.step.run is giver.run]
+    own = [match for match in matches if match.step is giver or match.length == prompt.text.length]
+    return own or matches
+
+
+def _onward(run: Run, prompt: _Prompt, found: Mapping[Run, Ahead], quoted: Quoted | None) -> _Choice:
+    fresh = quoted.fresh if quoted is not None else {}
+    if run not in found:
+        return _Choice(run, "quotes", fresh=fresh)
+    match = found[run].match
+    return _Choice(run, "repeats" if match.length == prompt.text.length else "extends", match, fresh)

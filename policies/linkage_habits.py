@@ -5,12 +5,13 @@ Two runs of different kinds may be told the same. A stage at which runs begin is
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 
 from policies.linkage_runs import Run
 
-_MOST = 8192
+_MOST, _GAPS_MOST = 8192, 16
+_NONE = ""
 
 
 class Habits:
@@ -18,13 +19,27 @@ class Habits:
 
     def __init__(self) -> None:
         self._joined: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._gaps: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def note(self, run: Run, stage: str, how: str) -> None:
+    def note(self, run: Run, stage: str, how: str, now: float) -> None:
         """A call at a stage was linked. One that goes on from another says nothing."""
         if how == "new":
-            self._count(("", stage))
+            self._count((_NONE, stage))
         elif how == "quotes":
             self._count((kind(run), stage))
+            self._gaps.setdefault(stage, deque(maxlen=_GAPS_MOST)).append(now - run.last)
+            self._gaps.move_to_end(stage)
+            if len(self._gaps) > _MOST:
+                self._gaps.popitem(last=False)
+
+    def begins(self, stage: str, run: Run) -> float:
+        """How probable it is that a call begins a run, rather than join one like this; 1 while nothing is known."""
+        begun, joined = self._joined.get((_NONE, stage), 0), self._joined.get((kind(run), stage), 0)
+        return (begun + 1) / (begun + joined + 1)
+
+    def gaps(self, stage: str) -> Sequence[float]:
+        """How long ago runs had last been heard of when a call at this stage quoted them, of late."""
+        return tuple(self._gaps.get(stage, ()))
 
     def _count(self, key: tuple[str, str]) -> None:
         self._joined[key] = self._joined.get(key, 0) + 1
@@ -34,7 +49,7 @@ class Habits:
 
     def weighed(self, told: Mapping[Run, float], stage: str) -> dict[Run, float]:
         """Evidence that could be of another run as well, by how often this stage joins runs of each kind."""
-        begun = self._joined.get(("", stage), 0)
+        begun = self._joined.get((_NONE, stage), 0)
         weighed: dict[Run, float] = {}
         for run, weight in told.items():
             joined = self._joined.get((kind(run), stage), 0) + 1

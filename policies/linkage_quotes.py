@@ -73,6 +73,17 @@ class Quoted(NamedTuple):
     told: dict[Run, float]
     fresh: dict[Passage, int]
 
+    def note_fresh(self, holders: Sequence[Passage]) -> None:
+        """A shingle stands there that runs said, and none was told."""
+        if all(holder.stage is None for holder in holders):
+            for holder in holders:
+                if not holder.spent:
+                    self.fresh[holder] = self.fresh.get(holder, 0) + 1
+
+    def whole(self) -> list[Run]:
+        """The runs of which it quotes most of an answer that nobody has quoted yet."""
+        return list(dict.fromkeys(passage.run for passage, count in self.fresh.items() if passage.is_most(count)))
+
 
 class Quotes:
     """What the runs of one tenant said and were told. `size` counts shingles, one for each run that holds it."""
@@ -100,11 +111,15 @@ class Quotes:
             self._held[shingle] = [passage]
         elif any(holder.run is passage.run for holder in holders):
             return
-        else:
+        elif len(holders) < _HOLDERS_MOST:
             holders.append(passage)
-            if len(holders) > _HOLDERS_MOST:
-                holders.pop(0)
-                self._more[shingle] = self._more.get(shingle, 0) + 1
+        else:
+            # What runs said stays: else they would seem to have been told it when they quote it.
+            told = next((place for place, holder in enumerate(holders) if holder.stage is not None), None)
+            if told is not None or passage.stage is None:
+                holders.pop(told or 0)
+                holders.append(passage)
+            self._more[shingle] = self._more.get(shingle, 0) + 1
         passage.shingles.append(shingle)
 
     def drop(self, passage: Passage) -> None:
@@ -138,6 +153,7 @@ class Quotes:
             seen.add(shingle)
             common = log(self._count(shingle, holders) + 1)
             if common * said >= _COMMON:
+                found.note_fresh(holders)
                 continue
             for holder in holders:
                 weight = 1.0 - common * (said if holder.stage is None else told)

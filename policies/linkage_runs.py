@@ -8,6 +8,9 @@ from typing import NamedTuple
 from policies.linkage_stages import Place
 
 
+_LEAST, _MOST_OF = 3, 0.6
+
+
 class State(NamedTuple):
     """A conversation up to a point: its length in bytes, its hash, and that of its whole blocks."""
 
@@ -33,6 +36,10 @@ class Passage:
     spent: bool = False
     shingles: list[int] = field(default_factory=list)
 
+    def is_most(self, count: int) -> bool:
+        """Whether so many shingles are most of it."""
+        return count >= max(_LEAST, _MOST_OF * len(self.shingles))
+
 
 @dataclass(slots=True, eq=False, repr=False)
 class Step:
@@ -42,7 +49,7 @@ class Step:
     seconds, another call went on from it, None while it waits for that.
     `root`: it went on from none itself; `twin`: it was asked together with another that is the same.
     `shape` is all that its stage follows from. `filed` are its states: the prompt, and the prompt with its answer;
-    `tail` continues its text while it is open.
+    `tail` continues its text while it is open. `handles`: the ids that its answer had.
     """
 
     run: Run
@@ -58,6 +65,7 @@ class Step:
     gap: float | None = None
     said: Passage | None = None
     filed: list[State] = field(default_factory=list)
+    handles: list[str] = field(default_factory=list)
 
     @property
     def followed(self) -> bool:

@@ -22,6 +22,7 @@ _SAID_MOST, _TOLD_MOST = 40.0, 8.0
 _TOLD, _FEW_RUNS = 0.8, 6
 """What is in one run's prompts alone may be a template that no other has used yet, as long as few runs are known."""
 _NEAR, _TIE = 0.85, 1.0
+_EQUAL = 0.97
 _OLD = 60.0
 """Seconds after which a conversation that waits may as well have been left."""
 _PATIENCE, _GRACE, _GAPS_MOST = 2.5, 0.5, 16
@@ -101,18 +102,23 @@ def tied(sums: Mapping[Run, float], found: Mapping[Run, Ahead]) -> list[Run]:
     top = max(sums, key=sums.__getitem__)
     least = sums[top] * _NEAR - _TIE
     if top not in found:
-        return [run for run in sums if sums[run] == sums[top]]
+        return [run for run in sums if run not in found and sums[run] >= sums[top] * _EQUAL]
     return [run for run, item in found.items() if sums[run] >= least and abs(item.worth - found[top].worth) <= 0.1]
 
 
-def in_turn(runs: Iterable[Run], found: Mapping[Run, Ahead], matches: Sequence[Match], now: float) -> Run:
+def in_turn(
+    runs: Iterable[Run], found: Mapping[Run, Ahead], matches: Sequence[Match], quoted: Sequence[float], now: float
+) -> Run:
     """Of runs that are equally probable the one that has waited longest.
 
-    But for those that have waited for much longer than others did in the same state: they may have been left.
+    But for those that have waited for much longer than others did in the same state, or until they were `quoted` at
+    the same stage: they may have been left.
     """
-    last = found[next(iter(found))].match.length if found else 0
-    alike = [match.step.gap for match in matches if match.length == last]
-    gaps = sorted([gap for gap in alike if gap is not None][-_GAPS_MOST:])
+    gaps = quoted
+    if found:
+        last = found[next(iter(found))].match.length
+        gaps = [match.step.gap for match in matches if match.length == last and match.step.gap is not None]
+    gaps = sorted(gaps[-_GAPS_MOST:])
     patience = _PATIENCE * gaps[len(gaps) // 2] + _GRACE if gaps else _OLD
 
     def order(run: Run) -> tuple[bool, float]:

@@ -251,12 +251,17 @@ class SqlEngine:
         self._child = None
         if child is not None:
             await child.kill()
+        said = False
         while self._child is None:
             await asyncio.sleep(self._breaker.left(time.monotonic()))
             try:
                 self._child = await self._spawn()
-            except BackendError:
+            except BackendError as error:
                 self._breaker.failed(time.monotonic())
+                if not said:
+                    said = True
+                    _log.warning("sql worker does not come back: %s", error)
+                    _log_failed_start(self._options)
 
     async def _spawn(self) -> Child:
         return await Child.spawn("backends.sql.worker", self._options.to_json(), timeout=_START)
@@ -284,8 +289,10 @@ class SqlCluster:
                 confinement, amiss = await engine.confinement()
                 _log.info("sql worker: %s", confinement)
                 for database, words in amiss.items():
-                    _log.warning("database %r: %s", database, words)
-        except BaseException:
+                    _log.warning("database %s: %s", self._options.whereabouts(database), words)
+        except BaseException as error:
+            if isinstance(error, BackendError):
+                _log_failed_start(self._options)
             if self._engines.pop(name, None) is not None:
                 await engine.aclose()
             raise
@@ -301,6 +308,13 @@ class SqlCluster:
 
     async def aclose(self) -> None:
         await asyncio.gather(*(self.stop(name) for name in list(self._engines)))
+
+
+def _log_failed_start(options: SqlOptions) -> None:
+    """The error itself names no file: clients may come to see it."""
+    _log.warning(
+        "sql worker did not start with the databases %s", ", ".join(map(options.whereabouts, options.databases))
+    )
 
 
 def _closed() -> BackendError:

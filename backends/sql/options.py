@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -41,6 +42,11 @@ class SqlOptions:
     samples: int = 0
     address_space: int = 2 * 1024 * 1024 * 1024
     layers: frozenset[Layer] = LAYERS
+
+    def whereabouts(self, name: str) -> str:
+        """A database and its path: for a log, and not for a client."""
+        path = self.databases[name]
+        return f"{name!r} ({path}{'' if os.path.exists(path) else ': no such file'})"
 
     def to_json(self) -> bytes:
         return orjson.dumps({**asdict(self), "databases": dict(self.databases), "layers": sorted(self.layers)})

@@ -8,7 +8,7 @@ from crewai.tools import tool
 
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("CORTEX_API_KEY", "none")
-QUESTION = "\nIs it warmer in Oslo or in Lima?"
+QUESTION = "\nIs it warmer in Oslo or in Lima?"  # the script knows it by the start of its line
 DEGREES = {"Oslo": 4, "Lima": 19}
 
 run = str(uuid.uuid4())

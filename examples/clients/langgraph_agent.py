@@ -8,7 +8,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.config import get_stream_writer
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
 URL = os.environ.get("CORTEX_URL", "http://127.0.0.1:8080")
@@ -53,7 +53,7 @@ graph.add_node("tools", ToolNode([temperature]))
 graph.add_node(write)
 graph.add_edge(START, "plan")
 graph.add_edge("plan", "research")
-graph.add_conditional_edges("research", tools_condition, {"tools": "tools", "__end__": "write"})
+graph.add_conditional_edges("research", tools_condition, {"tools": "tools", END: "write"})
 graph.add_edge("tools", "research")
 
 run = str(uuid.uuid4())
@@ -63,8 +63,9 @@ pieces = []
 for mode, event in graph.compile().stream(question, thread, stream_mode=["updates", "custom"]):
     if mode == "custom":
         pieces.append(event)
-    else:
-        for node, update in event.items():
-            print(f"{node}:", update["messages"][-1].text if update else "")
+        continue
+    for node, update in event.items():
+        if update:
+            print(f"{node}:", update["messages"][-1].text or "calls a tool")
 print(f"write: {''.join(pieces)} ({len(pieces)} pieces)")
 print("run:", run)

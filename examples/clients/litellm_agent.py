@@ -41,7 +41,7 @@ plan = complete("plan", prompt("You plan.", QUESTION)).choices[0].message.conten
 print("plan:", plan)
 messages = prompt("You research.", f"{QUESTION}\n{plan}")
 while (message := complete("research", messages, tools=[TOOL]).choices[0].message).tool_calls:
-    messages.append(message)
+    messages.append(message.model_dump())
     for call in message.tool_calls:
         result = temperature(**json.loads(call.function.arguments))
         messages.append({"role": "tool", "tool_call_id": call.id, "content": result})

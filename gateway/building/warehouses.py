@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from backends.sql.cache import ExactTexts, ResultCache, ResultKey, generation
+from backends.sql.cache import ExactTexts, Generation, ResultCache, ResultKey, generation
 from backends.sql.parser import Parser
 from gateway.backendspecs import DuckDb
 from gateway.settings import Config
 from gateway.tools import Results, Warehouse
 from policies.dialects import Known
 from policies.sql import Statement
+
+_log = logging.getLogger("cortex.sql")
 
 
 def warehouses_of(config: Config, parsers: Mapping[str, Parser]) -> dict[str, Warehouse]:
@@ -22,11 +25,28 @@ def warehouses_of(config: Config, parsers: Mapping[str, Parser]) -> dict[str, Wa
 
 
 def _warehouse(name: str, settings: DuckDb, parser: Parser) -> Warehouse:
+    missing: set[str] = set()
+
+    def version(database: str) -> Generation:
+        """Raises OSError, once with a word to the operator: clients are not told which file it is."""
+        path = settings.databases[database]
+        try:
+            found = generation(str(path))
+        except OSError as error:
+            if database not in missing:
+                missing.add(database)
+                _log.warning(
+                    "database cannot be read pool=%s database=%s: %s: %s", name, database, path, error.strerror
+                )
+            raise
+        missing.discard(database)
+        return found
+
     def key(tenant: str, database: str, canonical: str, limit: int) -> ResultKey:
         return ResultKey(
             tenant=tenant,
             database=database,
-            generation=generation(str(settings.databases[database])),
+            generation=version(database),
             canonical=canonical,
             limit=limit,
             max_bytes=settings.max_bytes,
@@ -35,7 +55,7 @@ def _warehouse(name: str, settings: DuckDb, parser: Parser) -> Warehouse:
     def current(key: Hashable) -> bool:
         assert isinstance(key, ResultKey)
         try:
-            return generation(str(settings.databases[key.database])) == key.generation
+            return version(key.database) == key.generation
         except OSError:
             return False
 

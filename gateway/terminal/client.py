@@ -51,11 +51,7 @@ class AdminClient:
 
     async def get(self, path: str, shape: type[T]) -> T:
         """The answer to a GET. Raises Trouble."""
-        body = await self.read(path)
-        try:
-            return msgspec.json.decode(body, type=shape)
-        except msgspec.DecodeError as error:
-            raise Trouble(f"{self.url}{path} answers what this command does not know: {error}", REFUSED) from None
+        return self._decoded(await self.read(path), path, shape)
 
     async def read(self, path: str) -> bytes:
         """The body of the answer to a GET. Raises Trouble."""
@@ -63,12 +59,13 @@ class AdminClient:
 
     async def scale(self, pool: str, engines: int) -> PoolFacts:
         """Say how many engines a pool shall have; returns the pool. Raises Trouble."""
-        body = await self._asked("POST", f"/admin/pools/{quote(pool)}/scale", {"engines": engines})
-        return msgspec.json.decode(body, type=PoolFacts)
+        path = f"/admin/pools/{quote(pool)}/scale"
+        return self._decoded(await self._asked("POST", path, {"engines": engines}), path, PoolFacts)
 
     async def drain(self, engine: str) -> PoolFacts:
         """Let an engine, POOL/NUMBER, finish its calls and go; returns its pool. Raises Trouble."""
-        return msgspec.json.decode(await self._asked("POST", f"/admin/engines/{quote(engine)}/drain"), type=PoolFacts)
+        path = f"/admin/engines/{quote(engine)}/drain"
+        return self._decoded(await self._asked("POST", path), path, PoolFacts)
 
     async def _asked(self, method: str, path: str, body: Mapping[str, object] | None = None) -> bytes:
         data = json.dumps(body or {}) if method == "POST" else None
@@ -82,6 +79,12 @@ class AdminClient:
         if reply.status == 200:
             return said
         raise self._declined(reply.status, said)
+
+    def _decoded(self, body: bytes, path: str, shape: type[T]) -> T:
+        try:
+            return msgspec.json.decode(body, type=shape)
+        except msgspec.DecodeError as error:
+            raise Trouble(f"{self.url}{path} answers what this command does not know: {error}", REFUSED) from None
 
     def _declined(self, status: int, said: bytes) -> Trouble:
         try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 from collections.abc import Collection
 
+from gateway.output import complain, say
 from gateway.terminal.client import REFUSED, WRONG, AdminClient, Trouble, connected, key, place
 from gateway.terminal.facts import PoolFacts, PoolsAnswer
 from gateway.terminal.status import status
@@ -16,21 +16,16 @@ from gateway.terminal.top import live, once
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Do it; returns the exit status."""
+    """Do it; returns the exit status. Raises OutputError."""
     try:
         if parsed.does == "top" and parsed.svg and not parsed.once:
             raise Trouble("--svg is a picture of one frame: it goes with --once", WRONG)
         url = place(parsed.url, os.environ)
         token = key(parsed.token, parsed.token_file, os.environ)
-        done = asyncio.run(_done(parsed, url, token))
-        sys.stdout.flush()
-        return done
+        return asyncio.run(_done(parsed, url, token))
     except Trouble as trouble:
-        sys.stderr.write(f"cortex {parsed.does}: {trouble}\n")
+        complain(f"cortex {parsed.does}: {trouble}")
         return trouble.status
-    except BrokenPipeError:  # whoever read it has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 async def _done(parsed: argparse.Namespace, url: str, token: str) -> int:
@@ -58,7 +53,7 @@ async def _drain(client: AdminClient, engine: str) -> int:
     pool = await client.drain(engine)
     running = sum(one.running for one in pool.engines if one.name == engine)
     calls = f"after its {many(running, 'call')}" if running else "at once"
-    sys.stdout.write(f"engine {engine} goes {calls}\n")
+    say(f"engine {engine} goes {calls}\n")
     return _say(pool)
 
 
@@ -71,5 +66,5 @@ def _check(what: str, name: str, known: Collection[str]) -> None:
 def _say(pool: PoolFacts) -> int:
     states = [engine.state for engine in pool.engines]
     told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none yet"
-    sys.stdout.write(f"pool {pool.name}: {pool.target} of {pool.min} to {pool.max} engines wanted; {told}\n")
+    say(f"pool {pool.name}: {pool.target} of {pool.min} to {pool.max} engines wanted; {told}\n")
     return 0

@@ -33,8 +33,16 @@ class EngineFacts(msgspec.Struct, frozen=True):
         return max(calls, self.committed_work / self.budget if self.budget else 0.0)
 
 
+class FailingFacts(msgspec.Struct, frozen=True):
+    """How many starts have failed since one went well, the last of them `ago_s` seconds ago."""
+
+    starts: int
+    reason: str
+    ago_s: float
+
+
 class PoolFacts(msgspec.Struct, frozen=True):
-    """One pool and its engines. Times in seconds."""
+    """One pool and its engines. Times in seconds. `failing` where it lacks engines because they do not start."""
 
     name: str
     kind: Literal["llm", "sql"]
@@ -47,6 +55,7 @@ class PoolFacts(msgspec.Struct, frozen=True):
     parked: int
     mean_service_s: float
     engines: Sequence[EngineFacts]
+    failing: FailingFacts | None = None
 
     @property
     def running(self) -> int:

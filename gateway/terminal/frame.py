@@ -11,7 +11,7 @@ from rich.text import Text
 from gateway.terminal.columns import Column, fitted, lines
 from gateway.terminal.facts import Facts
 from gateway.terminal.rates import Rates
-from gateway.terminal.tables import POOLS, RUNS, engine_columns, many
+from gateway.terminal.tables import POOLS, RUNS, broken, engine_columns, many
 
 Part = Literal["pools", "engines", "runs"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -65,8 +65,9 @@ class Seen:
 def frame(seen: Seen, view: View, width: int, height: int) -> list[Text]:
     """The lines of a frame, as many as there is height for. How far a part may scroll is put right in `view`."""
     pools, engines, runs = seen.facts.pools.pools, seen.facts.engines, seen.facts.runs
-    rooms = shares(height - 3 - 2 * len(PARTS), [len(pools), len(engines), len(runs.runs)])
     made = [_title(seen, view, width), _rates(seen, width)]
+    made += [Text(fitted(told, width), "bold red", no_wrap=True, end="") for told in map(broken, pools) if told]
+    rooms = shares(height - 1 - len(made) - 2 * len(PARTS), [len(pools), len(engines), len(runs.runs)])
     made += _Table(name="pools", columns=POOLS, rows=pools, total=len(pools)).lines(rooms[0], view, width)
     of_engines = engine_columns(seen.rates)
     made += _Table(name="engines", columns=of_engines, rows=engines, total=len(engines)).lines(rooms[1], view, width)

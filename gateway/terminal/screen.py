@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import Segment
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 _KEYS = re.compile(rb"\x1b[\[O][0-9;]*[A-Za-z~]|[^\x1b]")
@@ -28,10 +30,29 @@ PIPED = 160
 """Columns of what no terminal shows, where COLUMNS does not say otherwise."""
 
 
-def console(*, record: bool = False) -> Console:
+def console() -> Console:
     """Where lines are printed, in colours where a terminal shows them and NO_COLOR does not forbid it."""
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(record=record, highlight=False, width=PIPED if piped else None)
+    piped = not on_terminal() and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=PIPED if piped else None)
+
+
+def on_terminal() -> bool:
+    """Whether what is printed is seen at once. A standard output that was closed is None."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def drawn(out: Console, lines: Sequence[Text]) -> str:
+    """Lines as they are to be printed: in one piece, as rich itself has words of its own for what goes wrong then."""
+    with out.capture() as captured:
+        out.print(Picture(lines), end="")
+    return captured.get()
+
+
+def picture(lines: Sequence[Text], width: int, title: str, theme: TerminalTheme) -> str:
+    """Lines as an SVG drawing."""
+    out = Console(file=io.StringIO(), record=True, highlight=False, width=width)
+    out.print(Picture(lines), end="")
+    return out.export_svg(title=title, theme=theme, unique_id=title.replace(" ", "-"))
 
 
 class Picture:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from time import monotonic
 
 import msgspec
 from rich.text import Text
 
+from gateway.output import say
 from gateway.terminal.client import AdminClient
 from gateway.terminal.columns import lines
 from gateway.terminal.facts import Facts, PoolsAnswer, RunsAnswer
-from gateway.terminal.screen import Picture, console
-from gateway.terminal.tables import POOLS, RUNS, engine_columns, many
+from gateway.terminal.screen import console, drawn
+from gateway.terminal.tables import POOLS, RUNS, broken, engine_columns, many
 
 RUNS_SHOWN = 10
 
@@ -21,7 +21,7 @@ RUNS_SHOWN = 10
 async def status(client: AdminClient, *, as_json: bool) -> int:
     """Print what a gateway does now. Raises Trouble."""
     if as_json:
-        sys.stdout.write(await _document(client) + "\n")
+        say(await _document(client) + "\n")
         return 0
     pools = await client.get("/admin/pools", PoolsAnswer)
     runs = await client.get(f"/admin/runs?order=slack&limit={RUNS_SHOWN}", RunsAnswer)
@@ -29,7 +29,7 @@ async def status(client: AdminClient, *, as_json: bool) -> int:
     told = list(_told(Facts(pools=pools, runs=runs, at=monotonic()), out.width))
     for line in told:
         line.rstrip()
-    out.print(Picture(told), end="")
+    say(drawn(out, told))
     return 0
 
 
@@ -44,6 +44,8 @@ async def _document(client: AdminClient) -> str:
 def _told(facts: Facts, width: int) -> Iterator[Text]:
     pools, engines, runs = facts.pools.pools, facts.engines, facts.runs
     yield from lines(POOLS, pools, width)
+    for told in filter(None, map(broken, pools)):
+        yield Text(f"failing   {told}", "bold red")
     queues = [f"{pool.name}: {stages}" for pool in pools if (stages := _waiting(pool.waiting_by_stage))]
     if queues:
         yield Text(f"waiting   {'; '.join(queues)}")

@@ -28,6 +28,19 @@ def many(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def broken(pool: PoolFacts) -> str:
+    """That a pool's engines do not start, and why; empty where they do, or are not needed."""
+    if pool.failing is None:
+        return ""
+    reason = " ".join("".join(char if char.isprintable() else " " for char in pool.failing.reason).split())
+    starts = "1 start has" if pool.failing.starts == 1 else f"{pool.failing.starts:,} starts in a row have"
+    return f"{pool.name}: {starts} failed, the last {seconds(pool.failing.ago_s)} ago: {reason}"
+
+
+def _pool(pool: PoolFacts) -> Cell:
+    return Cell(pool.name, "bold red" if pool.failing else "bold")
+
+
 def _engines(pool: PoolFacts) -> Cell:
     ready = len(pool.ready)
     bounds = f" of {pool.min}–{pool.max}" if pool.min < pool.max else f" of {pool.max}"
@@ -101,7 +114,7 @@ def _lent(engine: EngineFacts) -> Cell:
 
 
 POOLS: Sequence[Column[PoolFacts]] = (
-    Column(title="POOL", cell=lambda pool: Cell(pool.name, "bold"), matters=10),
+    Column(title="POOL", cell=_pool, matters=10),
     Column(title="ENGINES", cell=_engines, width=11),
     Column(title="LOAD", cell=lambda pool: _mean([engine.load for engine in pool.ready]), width=11, matters=8),
     Column(title="KV", cell=_kv, width=11, matters=6),

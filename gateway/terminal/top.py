@@ -8,16 +8,17 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.terminal_theme import MONOKAI
+from rich.text import Text
 
+from gateway.output import say
 from gateway.terminal.client import WRONG, AdminClient, Trouble
 from gateway.terminal.frame import View, frame
-from gateway.terminal.screen import Picture, Screen, console, keys
+from gateway.terminal.screen import Screen, console, drawn, keys, on_terminal, picture
 from gateway.terminal.watch import COUNTED_EVERY, Watch
 
 TICK = 1.0
@@ -31,7 +32,7 @@ _FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 async def live(client: AdminClient, every: float) -> int:
     """Show the gateway until whoever looks leaves. Raises Trouble where it cannot begin to."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin is not None and sys.stdin.isatty() and on_terminal()):
         raise Trouble("cortex top needs a terminal; `cortex top --once` prints one frame without", WRONG)
     watch = Watch(client, View())
     await watch.look()
@@ -103,7 +104,7 @@ class Session:
         self.changed()
 
 
-async def once(client: AdminClient, picture: Path | None) -> int:
+async def once(client: AdminClient, svg: Path | None) -> int:
     """Print one frame: as wide as the terminal, and without one as COLUMNS and LINES say. Raises Trouble.
 
     It takes as long as it must look to know how fast things happen.
@@ -112,24 +113,24 @@ async def once(client: AdminClient, picture: Path | None) -> int:
     await watch.look()
     await asyncio.sleep(COUNTED_EVERY)
     await watch.look()
-    out = console(record=picture is not None)
+    out = console()
     told = os.environ.get("LINES", "")
-    rows = (int(told) if told.isdecimal() else 0) or (out.height if sys.stdout.isatty() else LINES_ALONE)
+    rows = (int(told) if told.isdecimal() else 0) or (out.height if on_terminal() else LINES_ALONE)
     lines = frame(watch.seen(), watch.view, out.width, rows)[:-1]
     while lines and not lines[-1]:
         lines.pop()
     for line in () if out.is_terminal else lines[1:]:
         line.rstrip()
-    out.print(Picture(lines), end="")
-    if picture is not None:
-        _save(out, picture)
+    say(drawn(out, lines))
+    if svg is not None:
+        _save(lines, out.width, svg)
     return 0
 
 
-def _save(out: Console, picture: Path) -> None:
-    drawn = _FONTS.sub("", out.export_svg(title="cortex top", theme=MONOKAI, unique_id="cortex-top"))
+def _save(lines: Sequence[Text], width: int, svg: Path) -> None:
+    made = _FONTS.sub("", picture(lines, width, "cortex top", MONOKAI))
     try:
         # Not every viewer keeps the spaces that numbers are aligned by without being told to.
-        picture.write_text(drawn.replace("<svg ", '<svg xml:space="preserve" ', 1), encoding="utf-8")
+        svg.write_text(made.replace("<svg ", '<svg xml:space="preserve" ', 1), encoding="utf-8")
     except OSError as error:
-        raise Trouble(f"--svg: {picture}: {error.strerror}", WRONG) from None
+        raise Trouble(f"--svg: {svg}: {error.strerror}", WRONG) from None

@@ -48,6 +48,8 @@ def codex(home: Path, url: str, key: str, task: str) -> Start:
         check_for_update_on_startup = false
         [analytics]
         enabled = false
+        [features]
+        plugins = false
         [model_providers.cortex]
         name = "Cortex"
         base_url = "{url}/v1"

@@ -1,4 +1,4 @@
-"""Coding agents from the npm registry, headless and unchanged: one task each, in which a sub-agent calls a tool, and
+"""Coding agents as they are published, headless and unchanged: one task each, in which a sub-agent calls a tool, and
 what the gateway understood of it. The engines are emulated, and `script.json` has what they say."""
 
 from __future__ import annotations

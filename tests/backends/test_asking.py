@@ -8,7 +8,7 @@ import aiohttp
 import orjson
 import pytest
 
-from backends.capabilities import Capabilities, KvSource, Ordering
+from backends.capabilities import SURFACES, Capabilities, KvSource, Ordering
 from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import serve
 from backends.vllm import HttpEngine, connections
@@ -69,8 +69,31 @@ async def test_an_emulated_engine_tells_what_a_real_one_tells(session: aiohttp.C
         kv_blocks=100,
         prefix_caching=True,
         token_details=True,
+        surfaces=frozenset(SURFACES),
     )
     assert (can.kv_tokens, can.ordering) == (3200, "header")
+
+
+@pytest.mark.parametrize(
+    ("pages", "surfaces"),
+    [
+        ({"/openapi.json": (200, b'{"paths": {"/v1/chat/completions": {}, "/v1/other": {}}}')}, {"chat"}),
+        ({"/openapi.json": (200, b"[]"), "/v1/messages": (405, b"")}, {"messages"}),
+        ({"/v1/embeddings": (405, b""), "/v1/score": (404, b"")}, {"embeddings"}),
+        ({}, None),
+    ],
+)
+async def test_what_a_server_can_be_spoken_to_by_is_listed_or_shows_in_what_a_get_is_answered(
+    session: aiohttp.ClientSession, pages: dict[str, tuple[int, bytes]], surfaces: set[str] | None
+) -> None:
+    async def tell(exchange: Exchange) -> None:
+        status, page = pages.get(exchange.seen.path, (404, b""))
+        await exchange.whole(page, status=status)
+
+    async with recording() as server:
+        server.tell = tell
+        can = await HttpEngine(server.url, session).capabilities()
+    assert can.surfaces == surfaces
 
 
 async def test_a_server_for_development_shows_its_policy_and_can_sleep(session: aiohttp.ClientSession) -> None:

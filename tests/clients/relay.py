@@ -17,12 +17,17 @@ HOP_BY_HOP = {"host", "connection", "transfer-encoding", "keep-alive"}
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """One request as the client sent it, and the reply that it got; `chunks` are its pieces as they came."""
+    """One request as the client sent it, and the reply that it got; `chunks` are its pieces as they came.
+
+    It `began` and `ended` at these seconds of the event loop's clock.
+    """
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
+    began: float
+    ended: float = 0.0
     status: int = 0
     reply: Mapping[str, str] = field(default_factory=dict)
     chunks: list[bytes] = field(default_factory=list)
@@ -43,7 +48,8 @@ class Relay:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         path = scope["path"] + ("?" + scope["query_string"].decode() if scope["query_string"] else "")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        exchange = Exchange(method=scope["method"], path=path, headers=headers, body=body)
+        now = asyncio.get_running_loop().time
+        exchange = Exchange(method=scope["method"], path=path, headers=headers, body=body, began=now())
         self.seen.append(exchange)
         onward = {name: value for name, value in headers.items() if name not in HOP_BY_HOP}
         async with self.http.stream(exchange.method, path, headers=onward, content=body) as reply:
@@ -53,6 +59,7 @@ class Relay:
             async for chunk in reply.aiter_raw():
                 exchange.chunks.append(chunk)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            exchange.ended = now()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +200,18 @@ def _script() -> dict[str, Any]:
 async def busy(folder: Path, *, at_once: int, calm: float = 1.0) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway under load, and a Prometheus that looks at it and at its engines; gives a client for that."""
     database.make(DATABASE)
-    async with running(folder, configuration(folder)) as up:
-        up.http.headers["X-Workflow-Deadline-Ms"] = "5000"  # a call that is in no hurry would wait until the end
+    # No connection is kept: httpcore, cancelled while it closes several that have expired, forgets the rest of them.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    headers = {"X-Workflow-Deadline-Ms": "5000"}  # a call that is in no hurry would wait until the end
+    async with (
+        running(folder, configuration(folder)) as up,
+        httpx.AsyncClient(base_url=up.url, timeout=30, trust_env=False, limits=limits, headers=headers) as asking,
+    ):
         engines = [engine.url for engine in up.gateway.runtime.engines.values() if isinstance(engine, HttpEngine)]
         jobs = {"cortex": [up.url], "engines": [url for url in engines if DEAD not in url]}
         jobs = {job: [url.removeprefix("http://") for url in urls] for job, urls in jobs.items()}
         async with prometheus(folder, jobs) as http:
-            load = asyncio.create_task(Load(up, at_once, calm).run())
+            load = asyncio.create_task(Load(replace(up, http=asking), at_once, calm).run())
             try:
                 yield http
                 if load.done():

@@ -72,7 +72,7 @@ def test_the_page_has_the_channel_of_each_example() -> None:
 
 def test_make_sets_up_every_environment() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    found = re.search(r"^test-clients:.*\$\(patsubst %,\$\(CLIENTS\)/%/\.done,([\w ]+)\)", makefile, re.MULTILINE)
+    found = re.search(r"^test-clients:.*\n.*\$\(patsubst %,\$\(CLIENTS\)/%/\.done,([\w ]+)\)", makefile, re.MULTILINE)
     assert found
     assert set(found[1].split()) == {one.environment for one in CLIENTS.values()} == {*LOCKS, "node"}
 

@@ -134,8 +134,8 @@ async def test_a_loan_and_a_run_that_the_gate_holds_back_are_shown(tmp_path: Pat
         async with running(tmp_path, text) as up:
             up.http.headers.update(TOKEN)
             body = {**chat("y" * 4000, max_tokens=60), "model": "a"}
-            only = {"X-Workflow-Final": "true"}
-            calls = [asyncio.create_task(up.http.post(CHAT, json=body, headers=only)) for _ in range(3)]
+            runs = [{"X-Workflow-Id": f"{number}", "X-Workflow-Final": "true"} for number in range(3)]
+            calls = [asyncio.create_task(up.http.post(CHAT, json=body, headers=run)) for run in runs]
             runtime = up.gateway.runtime
             await until(lambda: runtime.dispatcher.calls == 3, "three calls")
             told = (await up.http.get("/admin/pools")).json()
@@ -223,6 +223,8 @@ async def test_what_was_learned_is_listed_by_workflow_stage_and_visit(shared: Ru
         (b'{"engines": 2.0}', "whole number"),
         (b'{"engines": true}', "whole number"),
         (b"{}", "whole number"),
+        (b'{"engines": 2, "force": true}', "force: is not known here (known: engines)"),
+        (b'{"engine": 2}', "engine: is not known here; did you mean engines?"),
         (b"[2]", "JSON object"),
         (b"", "valid JSON"),
     ],
@@ -252,13 +254,17 @@ async def test_what_does_not_exist_is_404_with_what_does(shared: Running) -> Non
 @module_loop
 async def test_every_path_wants_the_token(shared: Running) -> None:
     routes = shared.gateway.admin.routes()
-    assert len(routes) == 8
+    assert len(routes) == 9
     for route in routes:
-        path = route.path.format(pool="default", number=0)
+        (method,) = (route.methods or set()) - {"HEAD"}
+        path = route.path_format.format(pool="default", number=0, run="r")
         for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
-            reply = await shared.http.request(next(iter(route.methods or {"GET"})), path, headers=headers)
+            reply = await shared.http.request(method, path, headers=headers)
             assert reply.status_code == 401, path
             assert reply.headers["www-authenticate"] == "Bearer"
+            wrong = headers["Authorization"] == "Bearer wrong"
+            said = "this is not the admin token" if wrong else "the admin token is needed"
+            assert error(reply)["message"] == said
 
 
 async def test_a_clients_key_opens_nothing_and_without_a_token_there_is_nothing(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def complaint(load_text: Load, text: str, **environ: str) -> str:
 MISTAKES = [
     ("  port: 8080", "  prot: 8080",
      "2: server.prot: no such key (keys: host, port, allowed_hosts, max_body, max_header, max_header_count, "
-     "graceful_shutdown, log_level, journal)"),
+     "graceful_shutdown, keep_alive, log_level, journal)"),
     ("  port: 8080", "  port: eighty", "2: server.port: must be a whole number, not 'eighty'"),
     ("  port: 8080", "  port: 8080.5", "2: server.port: must be a whole number, not the number 8080.5"),
     ("  port: 8080", "  port: true", "2: server.port: must be a whole number, not true"),
@@ -125,7 +125,7 @@ MISTAKES = [
     ("    model: tiny\n    backend:\n", "    backend:\n",
      "11: pools.default.model: missing: no engine can serve a pool of language models without one"),
     ("name: vllm", "name: vlm",
-     "13: pools.default.backend: nothing is named 'vlm' here (names: 'vllm', 'emulated', 'duckdb')"),
+     "13: pools.default.backend: nothing is named 'vlm' here (names: 'vllm', 'emulated', 'duckdb', 'litellm')"),
     ("name: vllm", "api_key: x", "13: pools.default.backend: needs a name, as in {name: vllm}"),
     ("attach: [http://gpu-a:8000]", "launch: {gpus: 1.5}",
      "15: pools.default.backend.launch.gpus: must be a share of one GPU, such as 0.5, or a whole number of them"),

@@ -22,7 +22,7 @@ async def test_killed_engines_are_replaced_and_leave_nothing_behind(monkeypatch:
     assert not result.listening
 
 
-@pytest.mark.parametrize(("healthy", "statuses"), [(False, [200] * 4), (True, [502, 200, 502, 200])])
+@pytest.mark.parametrize(("healthy", "statuses"), [(False, [200] * 4), (True, [500, 200, 500, 200])])
 async def test_a_500_of_a_server_whose_engine_has_died_is_no_answer(
     tmp_path: Path, healthy: bool, statuses: list[int]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -102,7 +101,7 @@ async def test_other_surfaces_are_understood_alike(tmp_path: Path, stream: bool)
         assert run(first) == run(second)
 
         ask: dict[str, Any] = {
-            "messages": [{"role": "user", "content": words + " Or?"}],
+            "messages": [{"role": "user", "content": f"Tell me. {words}"}],
             "max_tokens": 50,
             "system": SYSTEM,
         }
@@ -207,5 +206,15 @@ async def test_a_client_that_leaves_leaves_nothing_behind(tmp_path: Path) -> Non
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
             await settled(up.gateway)
-            told = json.dumps([call.key for call in up.gateway.runtime.dispatcher.runs])
-            assert told.count("run-") == 1
+            assert len(up.gateway.runtime.dispatcher.runs) == 0
+
+
+async def test_a_run_ends_when_its_client_says_so_whoever_named_it(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as up:
+        tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+        body = {"model": MODEL, "messages": asks(SYSTEM, "Where to?"), "tools": tools}
+        assert (await up.http.post(CHAT, json=body)).status_code == 200
+        assert len(up.gateway.runtime.dispatcher.runs) == 1, "an agent: more will follow"
+        body["messages"] = asks(FIXER, "Something else")
+        assert (await up.http.post(CHAT, json=body, headers={"X-Workflow-Final": "true"})).status_code == 200
+        assert len(up.gateway.runtime.dispatcher.runs) == 1

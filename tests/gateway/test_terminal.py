@@ -6,9 +6,11 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from xml.etree import ElementTree
 
 import orjson
@@ -19,6 +21,7 @@ from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import serve
 from gateway.cli import main
 from gateway.terminal import client
+from policies.events import Scaled
 from tests.gateway.shop import COUNT, warehouse
 from tests.gateway.support import CHAT, MODEL, Running, attached, chat, running, settled, until, written
 
@@ -131,6 +134,31 @@ async def test_a_pool_grows_and_one_of_its_engines_goes(up: Running, capsys: pyt
     assert [engine.name for engine in pool.of("warehouse")] == ["warehouse/1"]
 
 
+async def test_a_pool_whose_engines_do_not_start_stands_out_with_the_reason_until_they_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = warehouse(tmp_path)
+    path = tmp_path / "shop.duckdb"
+    away = path.rename(tmp_path / "away.duckdb")
+    async with running(tmp_path, written({"warehouse": pool}, admin={"token": TOKEN})) as site:
+        assert await cortex("status", "--url", site.url) == 0
+        reason = r"no database can be opened: database 'shop': the database is not there now"
+        told = (
+            rf"^failing   warehouse: (1 start has|\d starts in a row have) failed, the last \d\.\d s ago: {reason}$"
+        )
+        assert re.search(told, capsys.readouterr().out, re.MULTILINE)
+        assert f"'shop' ({path}: no such file)" in caplog.text
+        header = {"Authorization": f"Bearer {TOKEN}"}
+        failing = (await site.http.get("/admin/pools/warehouse", headers=header)).json()["failing"]
+        assert failing["starts"] >= 1
+        assert str(tmp_path) not in failing["reason"]
+        away.rename(path)
+        await until(lambda: not site.gateway.runtime.ready(), "a worker", within=30)
+        assert (await site.http.get("/admin/pools/warehouse", headers=header)).json()["failing"] is None
+        assert await cortex("status", "--url", site.url) == 0
+        assert "failing" not in capsys.readouterr().out
+
+
 async def test_an_engine_with_calls_goes_after_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = {"model": MODEL, "backend": {"name": "emulated", "decode_step": "50ms"}, "engines": {"min": 1, "max": 2}}
     async with running(tmp_path, written({"coder": pool}, admin={"token": TOKEN})) as site:
@@ -156,7 +184,7 @@ async def test_an_engine_with_calls_goes_after_them(tmp_path: Path, capsys: pyte
         (
             "status --token false",
             LOCKED,
-            "status: {url}: the admin token is needed; set CORTEX_ADMIN_TOKEN or give --token-file",
+            "status: {url}: this is not the admin token; set CORTEX_ADMIN_TOKEN or give --token-file",
         ),
         ("top", WRONG, "top: cortex top needs a terminal; `cortex top --once` prints one frame without"),
         ("top --svg x.svg", WRONG, "top: --svg is a picture of one frame: it goes with --once"),
@@ -262,6 +290,32 @@ async def test_what_is_no_gateway_is_told_from_one(
     assert re.search(said.format(url=url), capsys.readouterr().err, re.IGNORECASE)
 
 
+@pytest.mark.parametrize("words", ["scale coder 1", "drain coder/0"])
+async def test_a_page_in_the_place_of_a_reply_is_no_reply(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    one: dict[str, object] = {
+        "name": "coder/0",
+        "pool": "coder",
+        "state": "ready",
+        "running": 0,
+        "sequences": 1,
+        "queued": 0,
+    }
+    one |= dict.fromkeys(("committed_work", "on_loan", "pressure", "kv_use", "prefix_tokens"), 0) | {"counters": {}}
+    pool: dict[str, object] = {"name": "coder", "kind": "llm", "model": None, "waiting": 0, "parked": 0}
+    pool |= {"min": 1, "max": 1, "target": 1} | {
+        "waiting_by_stage": {},
+        "mean_service_s": 0,
+        "engines": [one | {"budget": None}],
+    }
+    gate = {"window": None, "active_runs": 0, "parked_calls": 0}
+    bodies = [orjson.dumps({"pools": [pool], "gate": gate}), b"<html>Welcome to the proxy</html>"]
+    head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n"
+    server, url = await answers(lambda: head.format(len(bodies[0])).encode() + bodies.pop(0))
+    async with server:
+        assert await cortex(*words.split(), "--url", url) == REFUSED
+    assert re.search(r"^cortex \w+: \S+/admin/\S+ answers what this command does not know", capsys.readouterr().err)
+
+
 def test_where_nobody_is_stands_which_address_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", "http://127.0.0.1:1"]) == AWAY
     assert capsys.readouterr().err == (
@@ -296,9 +350,92 @@ async def test_one_frame_needs_no_terminal_has_no_colour_and_can_be_a_picture(
     assert "url(http" not in drawn, "it fetches nothing from elsewhere"
 
 
+def _left() -> int:
+    """The end of a pipe that nobody reads from any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+OUTPUTS: Mapping[str, Callable[[], AbstractContextManager[TextIO | None]]] = {
+    "full": partial(Path("/dev/full").open, "w"),
+    "closed": nullcontext,
+    "left": lambda: os.fdopen(_left(), "w"),
+    "ascii": partial(Path(os.devnull).open, "w", encoding="ascii"),
+}
+"""Standard outputs that take nothing, or not everything."""
+
+
+async def unprinted(words: str, up: Running, output: str) -> int:
+    """Run a command that cannot print what it wants to."""
+    with OUTPUTS[output]() as stream, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.terminal.top.COUNTED_EVERY", 0.0)
+        patch.setattr(sys, "stdout", stream)
+        return await cortex(*words.split(), "--url", up.url)
+
+
+UNPRINTED = {
+    "full": (5, "cortex: the output cannot be written: no space left on device\n"),
+    "closed": (5, "cortex: the output cannot be written: it is closed\n"),
+    "left": (0, ""),
+}
+
+
+@module_loop
+@pytest.mark.parametrize("kind", UNPRINTED)
+@pytest.mark.parametrize("words", ["status", "status --json", "top --once", "scale warehouse 2", "drain"])
+async def test_what_cannot_be_printed_is_said_in_one_line_and_who_has_read_enough_hears_nothing(
+    up: Running, words: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines = up.gateway.runtime.dispatcher.fleet
+    if words == "drain":
+        up.gateway.runtime.handle(Scaled(pool="warehouse", engines=2))
+        words = f"drain {engines.of('warehouse')[-1].name}"
+    status = await unprinted(words, up, kind)
+    assert (status, capsys.readouterr().err) == UNPRINTED[kind]
+
+
+@module_loop
+@pytest.mark.parametrize("words", ["status", "top --once"])
+async def test_an_output_that_lacks_a_character_is_said_with_what_would_have_it(
+    up: Running, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await unprinted(words, up, "ascii") == 5
+    said = r"cortex: the output cannot be written: ascii has no '\\[ux]\w+' \(PYTHONIOENCODING=utf-8 has\)\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "spared"),
+    [
+        (["--version"], {"rich", "msgspec", "yaml", "pydantic"}),
+        (["status", "--help"], {"rich", "aiohttp", "pydantic"}),
+        (["keys", "list"], {"rich", "uvloop"}),
+    ],
+)
+async def test_a_command_waits_for_nothing_that_it_does_not_use(
+    words: list[str], spared: set[str], tmp_path: Path
+) -> None:
+    spared |= {
+        "duckdb",
+        "aiohttp",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "sqlglot",
+        "gateway.compose",
+        "simulator",
+    }
+    code = f"import sys\nfrom gateway.cli import main\ntry: main({words})\nexcept SystemExit: pass\n"
+    code += f"print(sorted({spared} & {{*sys.modules}}))"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code), cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    assert (await process.communicate())[0].splitlines()[-1] == b"[]"
+
+
 async def test_a_server_that_starts_has_nothing_of_what_draws() -> None:
-    loaded = "sorted({'rich', 'gateway.terminal.client'} & {*sys.modules})"
-    code = f"import sys, gateway.cli\ntry: gateway.cli.main(['--version'])\nexcept SystemExit: print({loaded})"
+    code = "import sys, gateway.compose; print(sorted({'rich', 'gateway.terminal.client'} & {*sys.modules}))"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     assert (await process.communicate())[0].splitlines()[-1] == b"[]"
 

@@ -96,6 +96,18 @@ def test_in_80_columns_stands_what_matters_and_in_120_the_rest() -> None:
     assert "← execute✗ ← generate" in wide
 
 
+def test_a_pool_whose_engines_do_not_start_has_a_line_of_its_own_at_the_head() -> None:
+    failing = {"starts": 1200, "reason": "the server ended\n\x1b[2J with status 1", "ago_s": 12.34}
+    one = pool("coder", [], target=1, failing=failing)
+    pools = {"pools": [one], "gate": {"window": None, "active_runs": 0, "parked_calls": 0}}
+    told = {"total": 0, "runs": []}
+    facts = Facts(pools=msgspec.convert(pools, PoolsAnswer), runs=msgspec.convert(told, RunsAnswer), at=0.0)
+    made = frame(Seen(url="", facts=facts, rates=Rates()), View(), 120, 12)
+    assert len(made) == 12
+    said = "coder: 1,200 starts in a row have failed, the last 12.3 s ago: the server ended [2J with status 1"
+    assert (made[2].plain.rstrip(), made[2].style) == (said, "bold red")
+
+
 def test_what_a_client_has_named_cannot_move_the_cursor_or_the_columns() -> None:
     told = seen(runs=0)
     hostile = [run(1, id=HOSTILE, stage=HOSTILE, workflow=HOSTILE), run(2)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from backends.sql.engine import SqlCluster
 from backends.sql.failures import message_of
 from backends.sql.options import SqlOptions
 from backends.sql.worker import Worker, start
+from tests.gateway.support import until
 
 Ask = Callable[..., Coroutine[Any, Any, tuple[int, Any]]]
 
@@ -131,7 +134,8 @@ async def test_a_pool_starts_without_a_database_and_says_once_which(
     cluster = SqlCluster(SqlOptions(databases={"good": str(good), "late": str(late)}))
     with caplog.at_level(logging.WARNING, "cortex.sql"):
         engines = [await cluster.start("one"), await cluster.start("two")]
-    assert [record.getMessage() for record in caplog.records] == ["database 'late': the database is not there now"]
+    told = f"database 'late' ({late}: no such file): the database is not there now"
+    assert [record.getMessage() for record in caplog.records] == [told]
     assert (await ask(engines[0], database="good", sql="SELECT x FROM t"))[1]["rows"] == [[1]]
     status, body = await ask(engines[0], database="late", sql="SELECT 1")
     assert (status, body["error"]["message"]) == (400, "the database is not there now")
@@ -145,11 +149,37 @@ async def test_a_pool_starts_without_a_database_and_says_once_which(
     await cluster.aclose()
 
 
-async def test_a_pool_without_any_database_does_not_start_and_says_which(tmp_path: Path) -> None:
+async def test_a_pool_without_any_database_does_not_start_and_says_which(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "b.duckdb").write_bytes(b"no database")
     cluster = SqlCluster(SqlOptions(databases={"a": str(tmp_path / "a.duckdb"), "b": str(tmp_path / "b.duckdb")}))
     with pytest.raises(BackendError, match=r"database 'a': the database is not there now; database 'b': ") as failed:
         await cluster.start("one")
     assert str(tmp_path) not in str(failed.value)
+    places = f"'a' ({tmp_path}/a.duckdb: no such file), 'b' ({tmp_path}/b.duckdb)"
+    assert caplog.messages == [f"sql worker did not start with the databases {places}"], "for the operator alone"
+
+
+async def test_a_worker_that_finds_its_database_gone_says_once_in_the_log_where_it_was(
+    tmp_path: Path, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = made(tmp_path / "a.duckdb", "create table t as select 1 as x")
+    cluster = SqlCluster(SqlOptions(databases={"a": str(path)}))
+    engine = await cluster.start("one")
+    away = path.rename(tmp_path / "away.duckdb")
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    await until(lambda: engine.pid is None, "the end of the worker")
+    waiting = asyncio.create_task(ask(engine, sql="SELECT x FROM t"))
+    await until(lambda: len(caplog.messages) >= 2, "the log")
+    away.rename(path)
+    assert (await waiting)[1]["rows"] == [[1]]
+    assert caplog.messages == [
+        "sql worker does not come back: no database can be opened: database 'a': the database is not there now",
+        f"sql worker did not start with the databases 'a' ({path}: no such file)",
+    ]
+    await cluster.aclose()
 
 
 def test_names_for_one_file_share_it_and_part_when_a_link_moves(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""The agents of `examples/clients` as flows: what ten frameworks sent, recorded by `tests/clients/record.py`."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import orjson
+
+from bench.inference_overlay import Call, Flow
+from gateway.inference import Answer, conversation
+from gateway.openai import sse
+from gateway.openai.payload import Endpoint, parse
+
+RECORDED = Path(__file__).parents[1] / "tests" / "clients" / "recorded"
+_ENDPOINTS: dict[str, Endpoint] = {
+    "chat/completions": "chat",
+    "responses": "responses",
+    "messages": "messages",
+}
+
+Line = dict[str, Any]
+
+
+def recordings(folder: Path = RECORDED) -> dict[str, Sequence[Sequence[Line]]]:
+    """The runs of each example, each as its calls. Raises OSError where the folder cannot be read."""
+    found: dict[str, Sequence[Sequence[Line]]] = {}
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        lines = [orjson.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        runs = groupby(sorted(lines, key=lambda line: (line["run"], line["at"])), key=lambda line: line["run"])
+        found[path.name.partition(".")[0]] = [list(calls) for _, calls in runs]
+    return found
+
+
+def flow(lines: Sequence[Line], rng: Random | None = None) -> Flow:
+    """One run. With `rng` its answers take as long as a model's, and its tools as long as people's."""
+    return list(_timed(lines, rng))
+
+
+def _timed(lines: Sequence[Line], rng: Random | None) -> Iterator[Call]:
+    now = 0.0
+    for line in lines:
+        said = conversation(
+            parse(orjson.dumps(line["body"]), endpoint=_ENDPOINTS[line["endpoint"]]), tenant="", call=""
+        )
+        heard = answer(line)
+        at, took = line["at"] - lines[0]["at"], line["took"]
+        if rng is not None:
+            at, took = now, rng.uniform(0.5, 3.0)
+            now += took + rng.uniform(0.02, 1.5)
+        yield Call(
+            at=at,
+            took=took,
+            stage=line["stage"],
+            turns=tuple(said.turns),
+            answer=heard.text(),
+            handles=tuple(said.handles),
+            handed=tuple(heard.handles),
+            system=said.system,
+            tools=tuple(said.tools),
+        )
+
+
+def answer(line: Line) -> Answer:
+    """What the model said, streamed or whole."""
+    heard, text = Answer(), line["reply"].encode()
+    if line["streamed"]:
+        for event in sse.Events().feed(text):
+            heard.event(event)
+    else:
+        heard.whole(orjson.loads(text))
+    return heard
