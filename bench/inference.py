@@ -1,8 +1,9 @@
 """How well runs and stages are found out of clients that name neither: `python -m bench.inference [--traces DIR]`.
 
 Runs are laid over one another so that never fewer than ten are in flight, every header removed: made-up agents of
-eight kinds, each alone and mixed, and public traces. Of `miniswe`'s 6 sessions and of `taubench`'s each is drawn
-several times: equal texts in runs at different points. `taubench, once` has every session one time.
+eight kinds, each alone and mixed, what the examples of ten frameworks sent, and public traces. Of `miniswe`'s 6
+sessions and of `taubench`'s each is drawn several times: equal texts in runs at different points. `taubench, once`
+has every session one time.
 
 Bars: pairwise F1 of runs at least 0.98 and purity of stages at least 0.95 on the agents, F1 at least 0.95 on miniswe.
 """
@@ -18,6 +19,7 @@ from random import Random
 from typing import NamedTuple
 
 from bench.inference_agents import AGENTS, flows
+from bench.inference_examples import DIFFERENT, flow, recordings
 from bench.inference_overlay import Flow, least_in_flight, linked, score
 from bench.inference_traces import TRACES
 from bench.inference_traces import flows as sessions
@@ -44,6 +46,7 @@ def sources(runs: int, seed: int, traces: Path) -> Iterator[Source]:
     for agent in AGENTS:
         yield Source(agent.__name__, flows(runs, seed, [agent]), F1_LEAST, PURITY_LEAST)
     yield Source("mixed", flows(2 * runs, seed), F1_LEAST, PURITY_LEAST)
+    yield from examples(min(runs, DIFFERENT), seed)
     rng = Random(seed)  # noqa: S311 - the same each time
     for split in (True, False):
         shape = "split" if split else "one message"
@@ -52,6 +55,22 @@ def sources(runs: int, seed: int, traces: Path) -> Iterator[Source]:
         if taubench := sessions(traces / "taubench", split=split):
             yield Source(f"taubench, {shape}", rng.choices(taubench, k=runs), 0.0, 0.0)
             yield Source(f"taubench, once, {shape}", rng.sample(taubench, len(taubench)), 0.0, 0.0)
+
+
+def examples(runs: int, seed: int) -> Iterator[Source]:
+    """The programs in `examples/clients`, so many runs of each that ask different questions; then all that there are.
+
+    Of the last ones some ask the same, and nothing but turns tells which of them goes on. All times are drawn.
+    """
+    rng = Random(seed)  # noqa: S311 - the same each time
+    every, different = [], []
+    for name, recorded in recordings().items():
+        made = [flow(lines, rng) for lines in recorded]
+        every += made
+        different += made[:runs]
+        yield Source(name, made[:runs], F1_LEAST, PURITY_LEAST)
+    yield Source("examples, mixed", rng.sample(different, len(different)), F1_LEAST, PURITY_LEAST)
+    yield Source("examples, some equal", rng.sample(every, len(every)), 0.0, PURITY_LEAST)
 
 
 def row(source: Source, flight: int, seed: int, loose: float) -> tuple[str, bool]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -17,11 +18,12 @@ from gateway.openai import sse
 from gateway.openai.payload import Endpoint, parse
 
 RECORDED = Path(__file__).parents[1] / "tests" / "clients" / "recorded"
-_ENDPOINTS: dict[str, Endpoint] = {
-    "chat/completions": "chat",
-    "responses": "responses",
-    "messages": "messages",
-}
+DIFFERENT = 30
+"""So many questions of each example nobody else asks. Then come one that was asked 4 times, with other results of the
+tools each time, and one that was asked 4 times with the same."""
+_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
+    {"chat/completions": "chat", "responses": "responses", "messages": "messages"}
+)
 
 Line = dict[str, Any]
 
@@ -36,33 +38,28 @@ def recordings(folder: Path = RECORDED) -> dict[str, Sequence[Sequence[Line]]]:
     return found
 
 
-def flow(lines: Sequence[Line], rng: Random | None = None) -> Flow:
-    """One run. With `rng` its answers take as long as a model's, and its tools as long as people's."""
+def flow(lines: Sequence[Line], rng: Random) -> Flow:
+    """One run. Its times are drawn: the engines that answered were quicker than models are."""
     return list(_timed(lines, rng))
 
 
-def _timed(lines: Sequence[Line], rng: Random | None) -> Iterator[Call]:
+def _timed(lines: Sequence[Line], rng: Random) -> Iterator[Call]:
     now = 0.0
     for line in lines:
-        said = conversation(
-            parse(orjson.dumps(line["body"]), endpoint=_ENDPOINTS[line["endpoint"]]), tenant="", call=""
-        )
-        heard = answer(line)
-        at, took = line["at"] - lines[0]["at"], line["took"]
-        if rng is not None:
-            at, took = now, rng.uniform(0.5, 3.0)
-            now += took + rng.uniform(0.02, 1.5)
+        body = parse(orjson.dumps(line["body"]), endpoint=_ENDPOINTS[line["endpoint"]])
+        said, heard, took = conversation(body, tenant="", call=""), answer(line), rng.uniform(0.5, 3.0)
         yield Call(
-            at=at,
+            at=now,
             took=took,
             stage=line["stage"],
             turns=tuple(said.turns),
             answer=heard.text(),
-            handles=tuple(said.handles),
-            handed=tuple(heard.handles),
             system=said.system,
             tools=tuple(said.tools),
+            handles=tuple(said.handles),
+            handed=tuple(heard.handles),
         )
+        now += took + rng.uniform(0.02, 1.5)
 
 
 def answer(line: Line) -> Answer:

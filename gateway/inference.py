@@ -152,13 +152,18 @@ class Answer:
 
     def chunk(self, chunk: object) -> None:
         """Hear what an event holds. Of Responses only the last one, which has all, is looked into."""
-        if self._size > ANSWER_MOST:
+        if type(chunk) is not dict or self._size > ANSWER_MOST:
             return
-        match chunk:
-            case {"choices": [{**choice}, *_]} if choice.get("index", 0) == 0:
+        choices = chunk.get("choices")
+        if type(choices) is list:  # a chat's: by far the most, so that this must be quick
+            choice = choices[0] if choices else None
+            if type(choice) is dict and not choice.get("index"):
                 delta = choice.get("delta")
                 self._say(choice.get("text"))
-                self._message(delta if isinstance(delta, dict) else {})
+                if type(delta) is dict:
+                    self._delta(delta)
+            return
+        match chunk:
             case {"type": "content_block_start", "index": int(index), "content_block": block}:
                 self._block(index, block)
             case {"type": "content_block_delta", "index": int(index), "delta": {**piece}}:
@@ -175,6 +180,17 @@ class Answer:
         if type(text) is str and text:
             self._texts.append(text)
             self._size += len(text)
+
+    def _delta(self, delta: Json) -> None:
+        content = delta.get("content")
+        if type(content) is str:
+            if content:
+                self._texts.append(content)
+                self._size += len(content)
+            if "tool_calls" not in delta:
+                return
+            delta = {**delta, "content": None}
+        self._message(delta)
 
     def _message(self, message: Json) -> None:
         content = message.get("content")

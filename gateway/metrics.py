@@ -72,6 +72,8 @@ METRICS = (
     Metric("cortex_stage_output_tokens_total", "counter", "Tokens written for a stage.", _STAGE),
     # pools and engines
     Metric("cortex_engines", "gauge", "Engines of a pool.", ("pool", "state")),
+    Metric("cortex_usable_engines", "gauge", "Engines that may be given a pool's calls.", ("pool",)),
+    Metric("cortex_wanted_engines", "gauge", "Engines that a pool shall have.", ("pool",)),
     Metric("cortex_waiting_calls", "gauge", "Calls in a pool's queue.", ("pool",)),
     Metric("cortex_running_calls", "gauge", "Calls in a pool's engines.", ("pool",)),
     Metric("cortex_committed_work_tokens", "gauge", "Committed work of a pool.", ("pool",)),

@@ -23,6 +23,8 @@ class EngineMetrics:
         self._ends = made.counter("cortex_engine_ends_total")
         self._ejections = made.counter("cortex_engine_ejections_total")
         self._engines = made.gauge("cortex_engines")
+        self._usable = made.gauge("cortex_usable_engines")
+        self._wanted = made.gauge("cortex_wanted_engines")
         self._waiting = made.gauge("cortex_waiting_calls")
         self._running = made.gauge("cortex_running_calls")
         self._work = made.gauge("cortex_committed_work_tokens")
@@ -85,14 +87,17 @@ class EngineMetrics:
             self._resident(name).set(blocks)
 
     def _measure_pool(self, dispatcher: Dispatcher, pool: str, now: float) -> None:
-        engines = dispatcher.fleet.of(pool)
+        fleet = dispatcher.fleet
+        engines = fleet.of(pool)
         for state in STATES:
             self._engines(pool, state).set(sum(engine.status == state for engine in engines))
+        self._usable(pool).set(sum(engine.usable(now) for engine in fleet.serving(pool)))
+        self._wanted(pool).set(fleet.target(pool))
         self._waiting(pool).set(dispatcher.pool_view(pool, now).waiting)
         self._running(pool).set(sum(len(engine.slots) for engine in engines))
         self._work(pool).set(sum(engine.work for engine in engines))
         self._parked(pool).set(dispatcher.gate.parked(pool))
-        self._ejections(pool).follow(dispatcher.fleet.ejections[pool])
+        self._ejections(pool).follow(fleet.ejections[pool])
 
     def _end(self, engine: str, reason: str) -> None:
         """Count an end once: one that has failed is retired besides, and may be said to have gone twice."""

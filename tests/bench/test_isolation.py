@@ -168,7 +168,9 @@ def test_the_gateway_is_told_the_very_policies_that_the_simulator_runs(
     contender: Contender, cell: Cell, tmp_path: Path
 ) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(json.dumps({"insecure": True, "pools": pools(URLS, cell, "model"), **configuration(contender, cell)}))
+    path.write_text(
+        json.dumps({"insecure": True, "pools": pools(URLS, cell, "model"), **configuration(contender, cell)})
+    )
     live = blueprint(load(path, {}, complaint))
     simulated_ = scenario(setup(cell, [], SLOW.step_time), contender).blueprint
     assert live.policies == simulated_.policies

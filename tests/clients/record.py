@@ -24,13 +24,13 @@ from typing import NamedTuple
 
 import orjson
 
+from bench.inference_examples import DIFFERENT, RECORDED
 from bench.site import tell
 from tests.clients.live import ENVIRONMENTS, Json, live
 from tests.clients.relay import Exchange, relaying
 from tests.clients.silent import CITIES
 from tests.clients.test_clients import CLIENTS, EXAMPLES, QUIET
 
-RECORDED = Path(__file__).with_name("recorded")
 MODEL = "cortex-emulated"
 AGAIN = "import runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path, run_name='__main__')"
 
@@ -51,16 +51,16 @@ class Asked(NamedTuple):
 
 
 def asked() -> Mapping[str, Sequence[Asked]]:
-    """What each example is asked: 12 questions of its own, one on 4 days of other weather, and one 4 times.
+    """What each example is asked: `DIFFERENT` questions of its own, one on 4 days of other weather, and one 4 times.
 
     Nothing in the last ones tells their runs apart.
     """
     rng = Random(1)
-    pairs = rng.sample(list(permutations(filter(str.isalpha, CITIES), 2)), 14 * len(CLIENTS))
+    pairs = rng.sample(list(permutations(filter(str.isalpha, CITIES), 2)), (DIFFERENT + 2) * len(CLIENTS))
     degrees = iter(lambda: (rng.randrange(-9, 15), rng.randrange(15, 40)), None)
 
     def some() -> Iterator[Asked]:
-        for _ in range(12):
+        for _ in range(DIFFERENT):
             yield Asked(*pairs.pop(), *next(degrees))
         changing = pairs.pop()
         yield from (Asked(*changing, least, least + 9) for least in rng.sample(range(1, 20), 4))

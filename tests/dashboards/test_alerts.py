@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -83,6 +84,14 @@ def test_an_alert_says_what_is_wrong_and_how_urgent_it_is(rule: dict[str, Any]) 
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert rule["annotations"].keys() == {"summary", "description"}
     assert rule["annotations"]["description"].endswith(".")
+
+
+def test_examples_on_the_page_of_metrics_that_warn_are_the_alerts_own() -> None:
+    page = (FOLDER.parent / "docs" / "metrics.md").read_text()
+    blocks = re.findall(r"```promql\n(.*?)```", page, re.DOTALL)
+    warning = [line for block in blocks for line in block.splitlines() if re.search(r" (>|==) \d", line)]
+    assert len(warning) == 2
+    assert set(warning) <= {" ".join(rule["expr"].split()) for rule in alerts()}
 
 
 def test_the_page_about_alerts_has_each_of_them() -> None:

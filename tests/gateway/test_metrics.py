@@ -114,6 +114,8 @@ async def test_failures_refusals_and_clients_that_leave_are_counted(tmp_path: Pa
             assert 0 < metric(gateway, "cortex_engine_pressure_ratio", engine="default/0") < 1
             states = {s: metric(gateway, "cortex_engines", pool="default", state=s) for s in ("ready", "gone")}
             assert states == {"ready": 1, "gone": 0}
+            engines = [metric(gateway, f"cortex_{name}_engines", pool="default") for name in ("usable", "wanted")]
+            assert engines == [1, 1]
 
 
 @pytest.mark.untraced

@@ -124,6 +124,8 @@ async def test_calls_on_engines_of_another_pool_are_loans(tmp_path: Path) -> Non
         pools = {"one": attached(one.url, sequences=1), "other": attached(other.url, sequences=1)}
         async with running(tmp_path, written(pools, policies={"layout": "shared"})) as up:
             assert "cortex_loans_total{borrower=" in up.gateway.metrics.text().decode(), "from the start, at 0"
+            assert metric(up.gateway, "cortex_usable_engines", pool="one") == 2, "a lender's engine among them"
+            assert metric(up.gateway, "cortex_wanted_engines", pool="one") == 1
             body = chat(max_tokens=40) | {"model": "one"}
             replies = await asyncio.gather(*(up.http.post(CHAT, json=body) for _ in range(2)))
             assert {reply.headers["x-workflow-engine"] for reply in replies} == {"one/0", "other/0"}

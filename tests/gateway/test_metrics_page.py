@@ -58,7 +58,7 @@ def test_an_example_asks_for_what_there_is(query: str) -> None:
         for part in ("_bucket", "_sum", "_count")
     }
     assert set(NAME.findall(query)) <= known
-    labels = {label for metric in METRICS for label in metric.labels} | {"le"}
+    labels = {label for metric in METRICS for label in metric.labels} | {"le", "instance"}
     asked = re.findall(r"(\w+)(?:=~?|!=)\"", query) + re.findall(r"\bby \(([^)]*)\)", query)
     assert {label for words in asked for label in words.replace(",", " ").split()} <= labels
 

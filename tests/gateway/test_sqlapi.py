@@ -490,3 +490,19 @@ async def test_while_statements_cannot_be_read_the_answer_is_503(
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "pool_unavailable")
         monkeypatch.undo()
         assert (await query(up, COUNT)).status_code == 200
+
+
+async def test_a_database_that_is_away_is_named_to_the_operator_once_and_its_file_to_no_client(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with store(tmp_path) as up:
+        path = tmp_path / "shop.duckdb"
+        for _ in range(2):
+            away = path.rename(tmp_path / "away.duckdb")
+            replies = [await query(up, COUNT) for _ in range(2)]
+            assert {reply.status_code for reply in replies} == {503}
+            assert {reply.json()["error"]["message"] for reply in replies} == {"the database 'shop' is not there now"}
+            away.rename(path)
+            assert (await query(up, COUNT)).status_code == 200
+    said = f"database cannot be read pool=warehouse database=shop: {path}: No such file or directory"
+    assert [one for one in caplog.messages if "shop.duckdb" in one] == [said] * 2, "again when it is away again"

@@ -23,7 +23,7 @@ from gateway.cli import main
 from gateway.terminal import client
 from policies.events import Scaled
 from tests.gateway.shop import COUNT, warehouse
-from tests.gateway.support import CHAT, MODEL, Running, attached, chat, running, settled, until, written
+from tests.gateway.support import CHAT, MODEL, Running, attached, chat, metric, running, settled, until, written
 
 module_loop = pytest.mark.asyncio(loop_scope="module")
 TOKEN = "secret"
@@ -151,6 +151,9 @@ async def test_a_pool_whose_engines_do_not_start_stands_out_with_the_reason_unti
         header = {"Authorization": f"Bearer {TOKEN}"}
         failing = (await site.http.get("/admin/pools/warehouse", headers=header)).json()["failing"]
         assert failing["starts"] >= 1
+        assert [
+            metric(site.gateway, f"cortex_{name}_engines", pool="warehouse") for name in ("usable", "wanted")
+        ] == [0, 1]
         assert str(tmp_path) not in failing["reason"]
         away.rename(path)
         await until(lambda: not site.gateway.runtime.ready(), "a worker", within=30)

@@ -36,16 +36,33 @@ class Desk:
         tenant: str = "one",
         run: str = "",
         after: float = 1.0,
+        handles: Sequence[str] = (),
     ) -> Link:
         self.now += after
         self.call = f"{next(self._ids)}"
         said = tuple(turn if isinstance(turn, Turn) else Turn("user", turn) for turn in turns)
-        asked = Conversation(tenant=tenant, call=self.call, system=system, tools=tuple(tools), turns=said, run=run)
+        asked = Conversation(
+            tenant=tenant,
+            call=self.call,
+            system=system,
+            tools=tuple(tools),
+            turns=said,
+            run=run,
+            handles=handles,
+        )
         return self.linkage.link(asked, self.now)
 
-    def answer(self, text: str, *, call: str | None = None, tenant: str = "one", after: float = 1.0) -> Turn:
+    def answer(
+        self,
+        text: str,
+        *,
+        call: str | None = None,
+        tenant: str = "one",
+        after: float = 1.0,
+        handles: Sequence[str] = (),
+    ) -> Turn:
         self.now += after
-        self.linkage.answered(tenant, self.call if call is None else call, text, self.now)
+        self.linkage.answered(tenant, self.call if call is None else call, text, self.now, handles)
         return Turn("assistant", text)
 
     def others(self, count: int) -> None:
@@ -220,6 +237,66 @@ def test_a_sub_agent_is_of_the_run_that_called_it_and_so_is_what_follows() -> No
     assert helper.stage != parent.stage
     report = desk.answer("Refunds are booked twice in ledger.py and in nightly/close.py").text
     assert desk.ask("Mend the refunds.", said, Turn("tool", report), tools=("task",)).run == parent.run
+
+
+def test_an_id_that_one_answer_had_settles_which_of_equal_runs_goes_on() -> None:
+    desk = Desk()
+    starts = [desk.ask(ASKED, tools=["sql"]).run for _ in range(3)]
+    asked = spoken("", [("sql", '{"sql":"SELECT 1"}')])
+    for number in range(3):
+        desk.answer(asked, call=f"{number}", handles=[f"call-{number}"])
+    for number in (2, 0, 1):
+        turns = Turn("user", ASKED), Turn("assistant", asked), Turn("tool", "1")
+        link = desk.ask(*turns, tools=["sql"], handles=[f"call-{number}"])
+        assert (link.run, link.how) == (starts[number], "extends")
+        assert desk.ask(*turns, tools=["sql"], handles=[f"call-{number}"]).how == "repeats"
+
+
+def test_an_id_is_enough_where_nothing_else_of_a_conversation_is_left() -> None:
+    desk = Desk()
+    run = desk.ask(ASKED).run
+    desk.answer(SQL, handles=["call-1"])
+    desk.others(5)
+    link = desk.ask("You have seen one row.", system=JUDGE, handles=["unknown", "call-1"])
+    assert (link.run, link.how) == (run, "quotes")
+    assert desk.ask("You have seen one row.", system=JUDGE, tenant="two", handles=["call-1"]).run != run
+
+
+def test_an_id_that_two_answers_had_says_nothing() -> None:
+    desk = Desk()
+    first = desk.ask("What is the capital of Peru?").run
+    desk.answer("Let me look that up for you.", handles=["search:0"])
+    second = desk.ask("Who wrote the first novel in Japanese?").run
+    reply = desk.answer("I am going to search for that.", handles=["search:0"])
+    assert desk.ask("Who wrote the first novel in Japanese?", reply, "Yes.", handles=["search:0"]).run == second
+    assert desk.ask("Something else entirely, please.", system=JUDGE, handles=["search:0"]).run not in (first, second)
+
+
+def test_equal_answers_are_quoted_in_turn_however_many_runs_gave_them() -> None:
+    desk = Desk()
+    plan = "Look up the temperature in Oslo and in Lima, then compare the two."
+    starts = []
+    for _ in range(12):
+        starts.append(desk.ask(ASKED).run)
+        desk.answer(plan)
+    assert len(set(starts)) == 12
+    # Of an answer that so many gave the last few are remembered.
+    found = [desk.ask(f"{ASKED}\n{plan}", system=JUDGE).run for _ in range(6)]
+    assert found == starts[4:10]
+
+
+def test_a_run_whose_answer_was_left_is_not_taken_for_one_that_is_quoted_at_once() -> None:
+    desk = Desk()
+    plan = "Look up the temperature in Oslo and in Lima, then compare the two."
+    for _ in range(8):
+        run = desk.ask(ASKED).run
+        desk.answer(plan)
+        assert desk.ask(f"{ASKED}\n{plan}", system=JUDGE, after=0.5).run == run
+    left = desk.ask(ASKED).run
+    desk.answer(plan)
+    run = desk.ask(ASKED, after=10.0).run
+    desk.answer(plan)
+    assert desk.ask(f"{ASKED}\n{plan}", system=JUDGE, after=0.5).run == run != left
 
 
 def test_a_rare_question_that_stages_share_ties_them_together() -> None:
