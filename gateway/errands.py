@@ -7,6 +7,7 @@ up, or to the one that holds what it asks for.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +37,7 @@ PATHS: dict[Counting, str] = {
 _NEEDS: dict[Counting, str] = {"tokenize": "tokenize", "detokenize": "tokenize", "count_tokens": "messages"}
 """The surface that an engine must have."""
 UP = ("ready", "draining")
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,255}")
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -118,6 +120,8 @@ class Errands:
 
     def _kept(self, scope: Scope, method: str, name: str, below: str) -> _Errand:
         """An errand about a response. Where it is not known who made it, the only tenant may ask everybody."""
+        if not _ID.fullmatch(name):  # it becomes a part of a path
+            raise not_found("response", name)
         asked = self._intake.asked(scope, None)
         made = self._responses.find(asked.caller.tenant, name)
         engines: Iterable[str] = [made.engine] if made is not None else ()

@@ -206,3 +206,59 @@ def test_an_answer_without_end_is_heard_up_to_a_bound() -> None:
     for _ in range(30):
         answer.event(chunk)
     assert ANSWER_MOST - 1 <= len(answer.text()) < ANSWER_MOST + 2 * len(chunk)
+
+
+def test_the_ids_that_a_request_gives_back_are_kept_the_latest_first() -> None:
+    first = {"role": "assistant", "content": None, "tool_calls": [call("{}", id="call-1"), call("{}", id="call-2")]}
+    second = {"role": "tool", "tool_call_id": "call-2", "content": "412"}
+    asked = chat({"role": "user", "content": "How many?", "id": 3}, first, second)
+    assert asked.handles == ["call-2", "call-2", "call-1"]
+
+    blocks = [{"type": "tool_result", "tool_use_id": "toolu-2", "content": "412"}, {"type": "text", "text": "And?"}]
+    body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": blocks}]}
+    asked = conversation(parse(orjson.dumps(body), endpoint="messages"), tenant="one", call="c")
+    assert asked.handles == ["toolu-2"]
+
+    items = [
+        {"role": "user", "content": "How many?"},
+        {"type": "function_call", "id": "fc-1", "call_id": "call-1", "name": "execute_sql", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call-1", "output": "412"},
+    ]
+    asked = conversation(
+        parse(orjson.dumps({"model": "m", "input": items}), endpoint="responses"), tenant="one", call="c"
+    )
+    assert asked.handles == ["call-1", "call-1", "fc-1"]
+    assert completion("How many?").handles == []
+
+
+def test_of_endless_ids_a_bounded_number_is_kept() -> None:
+    calls = [call("{}", id=f"call-{number}") for number in range(500)]
+    assert len(chat({"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": calls}).handles) == 64
+    answer = Answer()
+    answer.whole({"choices": [{"message": {"tool_calls": calls}}]})
+    assert len(answer.handles) == 64
+
+
+@pytest.mark.parametrize(
+    ("document", "handles"),
+    [
+        ({"choices": [{"message": {"content": None, "tool_calls": [call("{}", id="call-1")]}}]}, ["call-1"]),
+        (
+            {"type": "message", "content": [{"type": "tool_use", "id": "toolu-1", "name": "f", "input": {}}]},
+            ["toolu-1"],
+        ),
+        ({"output": [{"type": "function_call", "id": "fc-1", "call_id": "c-1", "name": "f"}]}, ["c-1", "fc-1"]),
+        ({"choices": [{"message": {"content": "412"}}]}, []),
+    ],
+)
+def test_the_ids_of_an_answer_are_heard(document: dict[str, Any], handles: list[str]) -> None:
+    answer = Answer()
+    answer.whole(document)
+    assert answer.handles == handles
+
+
+def test_the_ids_of_a_streamed_answer_are_heard() -> None:
+    answer = Answer()
+    for piece in (call("", index=0, id="call-1"), {"index": 0, "function": {"arguments": "{}"}}):
+        answer.event(b"data: " + orjson.dumps({"choices": [{"delta": {"tool_calls": [piece]}}]}) + b"\n\n")
+    assert answer.handles == ["call-1"]

@@ -16,6 +16,7 @@ from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import EmulatedServer, serve
 from gateway.openai.payload import Endpoint, parse
 from gateway.openai.prompt import told
+from tests.gateway.recorder import recording
 from tests.gateway.support import MODEL, Running, attached, error_of, metric, running, settled, written
 
 FAST = EmulatedOptions(time_scale=1000.0, faults=True)
@@ -181,6 +182,20 @@ async def test_a_response_that_only_its_engine_remembers_is_found_by_the_only_te
         assert found.json() == made.json()
         cancel = await up.http.post("/v1/responses/resp_nowhere/cancel")
         assert cancel.status_code == 404
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "%2e%2e", "x%3Fy=1", "x%23y", "%0d%0aHost:x", "x%20y", "a%2Fb", "ü", "x" * 300]
+)
+async def test_no_id_of_a_response_leads_to_another_path_of_an_engine(tmp_path: Path, name: str) -> None:
+    async with recording() as engine:
+        text = written({"default": attached(engine.url)})
+        async with running(tmp_path, text, report_every=60) as up:
+            before = len(engine.questions)
+            for method, below in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+                reply = await up.http.request(method, f"/v1/responses/{name}{below}")
+                assert reply.status_code in (404, 405)
+            assert (len(engine.questions), engine.seen) == (before, [])
 
 
 async def test_a_response_of_another_tenant_is_nobodys(tmp_path: Path) -> None:
