@@ -223,10 +223,13 @@ class _Tenant:
         sums = scores(found, quoted, len(self._runs), self._idle, now)
         stage = prompt.place.stage
         top = max(sums, key=sums.__getitem__, default=None)
-        if top is not None and sums[top] >= ENOUGH * max(_LEAST, self._habits.begins(stage, top)):
-            best = tied(sums, found)
+        waiting = quoted.whole() if quoted is not None else []
+        if top is None or sums[top] < ENOUGH * max(_LEAST, self._habits.begins(stage, top)):
+            best = waiting
+        elif waiting and top in found and _is_sample(found[top].match, prompt):
+            best = waiting  # it is as much another run's, which has yet to go on
         else:
-            best = quoted.whole() if quoted is not None else []
+            best = tied(sums, found)
         if not best:
             return None
         run = in_turn(best, found, prompt.matches, self._habits.gaps(stage), now)
@@ -331,6 +334,11 @@ def _of(giver: Step, prompt: _Prompt) -> list[Match]:
     matches = [match for match in prompt.matches if match.step.run is giver.run]
     own = [match for match in matches if match.step is giver or match.length == prompt.text.length]
     return own or matches
+
+
+def _is_sample(match: Match, prompt: _Prompt) -> bool:
+    """Whether it asks once more what did not go on from anything."""
+    return match.step.root and match.length == prompt.text.length and not match.answer
 
 
 def _onward(run: Run, prompt: _Prompt, found: Mapping[Run, Ahead], quoted: Quoted | None) -> _Choice:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from policies.linkage_stages import Place
 
 
-_LEAST, _MOST_OF = 3, 0.6
+_LEAST, _MOST_OF = 3, 0.4
 
 
 class State(NamedTuple):
