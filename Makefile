@@ -11,7 +11,7 @@ CLIENTS := .clients
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-vllm serve test vllm test-vllm test-box providers test-providers test-clients test-agents check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick dashboards lock lock-clients clean
+.PHONY: help demo demo-vllm serve test vllm test-vllm test-box providers test-providers test-clients record-clients test-agents check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick dashboards lock lock-clients clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ $(LITELLM)/.done: requirements-litellm.lock | $(VENV)/bin/python
 test-clients: $(VENV)/.dev ## the examples of ten agent frameworks against a live gateway, in under 10 minutes (needs node; 1.4 GB; not part of make test)
 	@$(MAKE) --no-print-directory -j 4 $(patsubst %,$(CLIENTS)/%/.done,openai3 openai2 litellm node)
 	@$(BIN)/pytest tests/clients
+
+record-clients: $(VENV)/.dev $(patsubst %,$(CLIENTS)/%/.done,openai3 openai2 litellm node) ## what those examples send, for bench/inference, in under 15 minutes
+	@$(BIN)/python -m tests.clients.record
 
 test-agents: $(VENV)/.dev $(CLIENTS)/agents/.done ## Claude Code, Codex and opencode against a live gateway, in under 3 minutes (needs node; 1.1 GB; not part of make test)
 	@$(BIN)/pytest tests/agents

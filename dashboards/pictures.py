@@ -65,8 +65,7 @@ class Box:
 
 
 async def draw(http: httpx.AsyncClient, span: Span, out: Path, boards: Sequence[Board] = BOARDS) -> None:
-    """Write a PNG of each board into a folder, which is made if it is not there."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write a PNG of each board into a folder that exists."""
     for board in boards:
         found = {panel.title: await _found(http, panel, span) for panel in board.panels()}
         page = io.BytesIO()
@@ -260,7 +259,7 @@ async def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prometheus", required=True, metavar="URL")
     parser.add_argument("--minutes", type=float, default=15.0, help="how far back (15)")
     parser.add_argument("--board", choices=[board.name for board in BOARDS], help="only this one")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="which exists")
     options = parser.parse_args(arguments)
     now, length = time.time(), 60 * options.minutes
     span = Span(start=now - length, end=now, step=max(1.0, length / 300), window=f"{max(15, round(length / 30))}s")

@@ -21,7 +21,8 @@ def say(text: str) -> None:
             raise OutputError("it is closed")
         return
     try:
-        sys.stdout.write(text)
+        if text:  # without a buffer, to write nothing is a write, too
+            sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         _forget()

@@ -7,10 +7,11 @@ begins, byte for byte, as it did before.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from policies.asides import without
 
 TURN = "\x1e"
 """Stands before each turn, and nothing after one: then a message that has grown extends its old self too."""
@@ -25,9 +26,7 @@ _ROLES = {
     "tool": "\x04",
     "function": "\x04",
 }
-_ASIDE = re.compile(r"<(think|thinking|system-reminder)>.*?</\1>", re.DOTALL)
-# A template may have written the opening tag into the prompt.
-_THOUGHT = re.compile(r"\A.{0,1000000}?</think>", re.DOTALL)
+_ASIDES = ("think", "thinking", "system-reminder")
 
 
 class Turn(NamedTuple):
@@ -59,13 +58,14 @@ def spoken(text: str, calls: Iterable[tuple[str, str]] = ()) -> str:
     Arguments are JSON text, written in one way wherever they come from.
     """
     said = "".join(f"{CALL}{name}{CALL}{arguments}" for name, arguments in calls)
-    return (_THOUGHT.sub("", plain(text)).strip() if "</think>" in text else plain(text)) + said
+    before, end, after = plain(text).partition("</think>")  # a template may have written the beginning into the prompt
+    return (after.strip() if end else before) + said
 
 
 def plain(text: str) -> str:
     """A text without reasoning and reminders, and without the white space around it."""
     if "<think" in text or "<system-reminder>" in text:
-        text = _ASIDE.sub("", text)
+        text = without(text, _ASIDES)
     return text.strip()
 
 

@@ -8,7 +8,8 @@ Each run that may be meant is given a score for what ties the call to it, and th
 * The prompt is that of a known call: a retry, or one of several samples. At a run's beginning that counts only while
   the first one is very young, or if it had no answer: another run may ask the same.
 * The prompt quotes what calls of the run said: a fixer quotes SQL, a judge an answer, a sub-agent its task. Or it has
-  words that no other run was told, at other stages; unless runs use to begin at this one.
+  words that no other run was told, at other stages; unless runs use to begin at this one. At a stage that joins such
+  runs as a rule less is enough; and an answer that many runs gave is one that has not been quoted yet.
 
 Of runs that tie, as two that ask the same do, the one that has waited longest goes first: they take their turns.
 Tenants share nothing, and each has its own bounds: none can join, crowd out or slow down another's runs.
@@ -265,7 +266,7 @@ class _Tenant:
             if match.step.said is not None:
                 match.step.said.spent = True
         for passage, count in choice.fresh.items():
-            if passage.run is choice.run and passage.is_most(count):
+            if passage.run is choice.run and passage.is_quoted_by(count):
                 passage.spent = True
 
     def _is_twin(self, choice: _Choice) -> bool:

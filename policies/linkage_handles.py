@@ -21,9 +21,6 @@ class Handles:
     def __init__(self) -> None:
         self._givers: OrderedDict[str, Step | None] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._givers)
-
     def give(self, step: Step, handles: Sequence[str]) -> None:
         """The answer to a call had these ids."""
         for handle in handles[:_MOST_OF_A_STEP]:

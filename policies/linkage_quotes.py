@@ -27,8 +27,9 @@ _FEW_RUNS = 8
 _SPENT = 0.4
 
 # Escapes of JSON inside text, doubled where it is JSON inside of JSON.
-_BREAKS = re.compile(r"\\+[nr]")
-_ESCAPES = re.compile(r"\\+(?:[tbf\"'/]|u[0-9a-fA-F]{4})")
+# From the first of several backslashes only, and all of them at once: a text may be nothing but backslashes.
+_BREAKS = re.compile(r"(?<!\\)\\++[nr]")
+_ESCAPES = re.compile(r"(?<!\\)\\++(?:[tbf\"'/]|u[0-9a-fA-F]{4})")
 _LINES = re.compile(r"[\n\x1d\x1e]")
 _ASCII = re.compile(r"\w+", re.ASCII)
 # Scripts without spaces: each sign is a word.
@@ -81,8 +82,10 @@ class Quoted(NamedTuple):
                     self.fresh[holder] = self.fresh.get(holder, 0) + 1
 
     def whole(self) -> list[Run]:
-        """The runs of which it quotes most of an answer that nobody has quoted yet."""
-        return list(dict.fromkeys(passage.run for passage, count in self.fresh.items() if passage.is_most(count)))
+        """The runs of which it quotes an answer that nobody has quoted yet."""
+        return list(
+            dict.fromkeys(passage.run for passage, count in self.fresh.items() if passage.is_quoted_by(count))
+        )
 
 
 class Quotes:

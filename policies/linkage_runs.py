@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from policies.linkage_stages import Place
 
-
-_LEAST, _MOST_OF = 3, 0.4
+_LEAST, _MUCH_OF = 3, 0.4
+"""An answer of which so many shingles, and so much of all, are quoted does not wait for being quoted any more."""
 
 
 class State(NamedTuple):
@@ -36,9 +36,9 @@ class Passage:
     spent: bool = False
     shingles: list[int] = field(default_factory=list)
 
-    def is_most(self, count: int) -> bool:
-        """Whether so many shingles are most of it."""
-        return count >= max(_LEAST, _MOST_OF * len(self.shingles))
+    def is_quoted_by(self, count: int) -> bool:
+        """Whether so many of its shingles are a quotation of it, and not of some words in it."""
+        return count >= max(_LEAST, _MUCH_OF * len(self.shingles))
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
 
+from policies.asides import without
+
 _CHARS_MOST = 16_384
 _PLAIN_MOST = 512
 _TEXTS_MOST = 4096
@@ -32,7 +34,7 @@ _LAST_WORDS = 4
 _BARE_WORDS = 40
 """A first message without system prompt and tools that is no longer, and like no other, has no template."""
 
-_BLOCKS = re.compile(r"<(env|environment_details|environment_context|system-reminder)>.*?</\1>", re.DOTALL)
+_BLOCKS = ("env", "environment_details", "environment_context", "system-reminder")
 _PLACES = re.compile(r"https?://\S+|(?:/[\w.@+~-]+){2,}/?|cc_version=\S+")
 _ADDRESSES = re.compile(r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+|\b[A-Za-z]:\\\S+")
 _WORD = re.compile(r"\w+|¤")
@@ -87,7 +89,7 @@ def settled(text: str) -> list[str]:
     Words that have a digit are taken for numbers, dates and ids.
     """
     if "<env" in text or "<system-reminder>" in text:
-        text = _BLOCKS.sub("¤", text)
+        text = without(text, _BLOCKS, "¤")
     if "@" in text or ":\\" in text:
         text = _ADDRESSES.sub("¤", text)
     kept: list[str] = []

@@ -23,6 +23,7 @@ _TOLD, _FEW_RUNS = 0.8, 6
 """What is in one run's prompts alone may be a template that no other has used yet, as long as few runs are known."""
 _NEAR, _TIE = 0.85, 1.0
 _EQUAL = 0.97
+"""Runs that are quoted differ by so little through their age alone."""
 _OLD = 60.0
 """Seconds after which a conversation that waits may as well have been left."""
 _PATIENCE, _GRACE, _GAPS_MOST = 2.5, 0.5, 16

@@ -42,10 +42,10 @@ def on_terminal() -> bool:
 
 
 def drawn(out: Console, lines: Sequence[Text]) -> str:
-    """Lines as they are to be printed: in one piece, as rich itself has words of its own for what goes wrong then."""
-    with out.capture() as captured:
-        out.print(Picture(lines), end="")
-    return captured.get()
+    """Lines as `out` would print them, in one piece: rich has words of its own for what goes wrong when it does."""
+    out.file = page = io.StringIO()
+    out.print(Picture(lines), end="")
+    return page.getvalue()
 
 
 def picture(lines: Sequence[Text], width: int, title: str, theme: TerminalTheme) -> str:

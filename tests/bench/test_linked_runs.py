@@ -10,7 +10,7 @@ import pytest
 
 from bench import inference
 from bench.inference_agents import AGENTS, Agent, flows
-from bench.inference_examples import DIFFERENT, flow, recordings
+from bench.inference_examples import flow, recordings
 from bench.inference_overlay import Asked, Flow, least_in_flight, linked, score
 from bench.inference_traces import TRACES
 from bench.inference_traces import flows as sessions
@@ -52,12 +52,14 @@ def test_the_sessions_of_a_coding_agent_are_told_apart_though_each_runs_several_
 @pytest.mark.untraced
 def test_the_runs_of_the_examples_of_ten_frameworks_are_told_apart() -> None:
     rng = Random(4)
-    examples = {name: [flow(lines, rng) for lines in runs[:DIFFERENT]] for name, runs in recordings().items()}
+    examples = {name: [flow(lines, rng) for lines in runs[:16]] for name, runs in recordings().items()}
     assert len(examples) == 10
     for runs in examples.values():
         assert_found(runs, 0.98, 0.95)
-    mixed = [run for runs in examples.values() for run in runs[:8]]
-    assert_found(rng.sample(mixed, len(mixed)), 0.98, 0.95)
+    mixed = [run for runs in examples.values() for run in runs[:6]]
+    found = score(linked(rng.sample(mixed, len(mixed)), FLIGHT))
+    assert found.f1 >= 0.98, found
+    assert found.purity >= 0.95, found
 
 
 def test_a_score_counts_pairs() -> None:

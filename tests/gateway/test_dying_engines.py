@@ -71,9 +71,7 @@ async def test_a_fault_before_the_first_content_has_a_status(
 
 @pytest.mark.parametrize(("fault", "status"), [("refuse", 503), ("status=429", 429), ("status=500", 500)])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_what_the_last_engine_says_is_the_answer(
-    tmp_path: Path, fault: str, stream: bool, status: int
-) -> None:
+async def test_what_the_last_engine_says_is_the_answer(tmp_path: Path, fault: str, stream: bool, status: int) -> None:
     async with two_emulated(tmp_path) as (up, _):
         reply = await up.http.post(CHAT, json=chat(stream=stream, max_tokens=6), headers=asked(fault))
         assert reply.status_code == status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 import sys
@@ -362,6 +363,7 @@ def _left() -> int:
 
 OUTPUTS: Mapping[str, Callable[[], AbstractContextManager[TextIO | None]]] = {
     "full": partial(Path("/dev/full").open, "w"),
+    "full without a buffer": lambda: io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True),
     "closed": nullcontext,
     "left": lambda: os.fdopen(_left(), "w"),
     "ascii": partial(Path(os.devnull).open, "w", encoding="ascii"),
@@ -379,6 +381,7 @@ async def unprinted(words: str, up: Running, output: str) -> int:
 
 UNPRINTED = {
     "full": (5, "cortex: the output cannot be written: no space left on device\n"),
+    "full without a buffer": (5, "cortex: the output cannot be written: no space left on device\n"),
     "closed": (5, "cortex: the output cannot be written: it is closed\n"),
     "left": (0, ""),
 }

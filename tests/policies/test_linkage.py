@@ -272,6 +272,14 @@ def test_an_id_that_two_answers_had_says_nothing() -> None:
     assert desk.ask("Something else entirely, please.", system=JUDGE, handles=["search:0"]).run not in (first, second)
 
 
+def test_the_ids_of_a_run_are_forgotten_with_it() -> None:
+    desk = Desk(runs=3)
+    desk.ask(ASKED)
+    desk.answer(SQL, handles=["call-1"])
+    desk.others(5)
+    assert desk.ask("You have seen one row.", system=JUDGE, handles=["call-1"]).how == "new"
+
+
 def test_equal_answers_are_quoted_in_turn_however_many_runs_gave_them() -> None:
     desk = Desk()
     plan = "Look up the temperature in Oslo and in Lima, then compare the two."
