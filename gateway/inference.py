@@ -17,6 +17,8 @@ from policies.conversation import Conversation, Turn, plain, spoken
 ANSWER_MOST = 1024 * 1024
 """Characters of an answer that are heard."""
 
+TOOL_CHARS = 128
+"""Characters of a tool's name that are looked at."""
 HANDLES_MOST = 64
 """Ids of a request, or of an answer, that are looked at."""
 
@@ -36,7 +38,7 @@ def conversation(payload: Payload, *, tenant: str, call: str, run: str = "") -> 
         call=call,
         run=run,
         system=system,
-        tools=payload.tools,
+        tools=tuple(name[:TOOL_CHARS] for name in payload.tools),
         turns=turns,
         handles=list(islice(_handles(payload.document), HANDLES_MOST)),
     )

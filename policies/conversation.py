@@ -58,7 +58,8 @@ def spoken(text: str, calls: Iterable[tuple[str, str]] = ()) -> str:
     Arguments are JSON text, written in one way wherever they come from.
     """
     said = "".join(f"{CALL}{name}{CALL}{arguments}" for name, arguments in calls)
-    before, end, after = plain(text).partition("</think>")  # a template may have written the beginning into the prompt
+    # The beginning of what a model thinks may be in its prompt already, written there by a template.
+    before, end, after = plain(text).partition("</think>")
     return (after.strip() if end else before) + said
 
 

@@ -43,6 +43,9 @@ _TOLD_MOST, _SAID_MOST = 256, 512
 """Shingles that are kept of a call's prompt, and of its answer."""
 
 
+_STEP, _EMPTY = 5, 500
+"""What a step takes, and a tenant without any, in the size of a shingle."""
+
 _NOTHING = Reading([], [])
 
 
@@ -56,16 +59,21 @@ class Link:
 
 
 class Linkage:
-    """What is known of the calls of late. `runs` and `shingles` are bounds for each tenant, `idle` in seconds."""
+    """What is known of the calls of late. `runs` and `shingles` are bounds for each tenant, `idle` in seconds.
+
+    `most` bounds what is kept of all tenants together, in the size of a shingle, some 300 bytes: where it is too
+    much, those go that have not asked for longest.
+    """
 
     def __init__(
-        self, *, digest: Digest, runs: int = 2000, shingles: int = 150_000, idle: float = 1800.0, tenants: int = 1000
+        self, *, digest: Digest, runs: int = 2000, shingles: int = 150_000, idle: float = 1800.0, most: int = 600_000
     ) -> None:
         self._digest = digest
         self._runs = runs
         self._shingles = shingles
         self._idle = idle
-        self._most = tenants
+        self._most = most
+        self._size = 0
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
 
     def link(self, asked: Conversation, now: float) -> Link:
@@ -74,10 +82,12 @@ class Linkage:
         if tenant is None:
             tenant = _Tenant(self._digest, self._runs, self._shingles, self._idle)
             self._tenants[asked.tenant] = tenant
-            if len(self._tenants) > self._most:
-                self._tenants.popitem(last=False)
+            self._size += tenant.size
         self._tenants.move_to_end(asked.tenant)
-        return tenant.link(asked, now)
+        before = tenant.size
+        link = tenant.link(asked, now)
+        self._grown(tenant, before)
+        return link
 
     def answered(self, tenant: str, call: str, text: str, now: float, handles: Sequence[str] = ()) -> None:
         """What a call was answered, as `spoken` writes it, with which ids; empty where it failed.
@@ -86,7 +96,19 @@ class Linkage:
         """
         known = self._tenants.get(tenant)
         if known is not None:
+            before = known.size
             known.answered(call, text, now, handles)
+            self._grown(known, before)
+
+    def _grown(self, tenant: _Tenant, before: int) -> None:
+        """Make room where all tenants together keep too much; the one that has just asked keeps its own."""
+        self._size += tenant.size - before
+        while self._size > self._most and len(self._tenants) > 1:
+            name, oldest = next(iter(self._tenants.items()))
+            if oldest is tenant:
+                return
+            del self._tenants[name]
+            self._size -= oldest.size
 
     def stages(self, tenant: str) -> int:
         """How many stages are known of a tenant."""
@@ -104,7 +126,7 @@ class _Prompt:
     content: bytes
     body: int
     text: Text
-    shape: object
+    shape: int
     matches: list[Match]
     place: Place
     reading: Reading
@@ -140,6 +162,11 @@ class _Tenant:
         self._kept: deque[Passage] = deque()
         self._habits = Habits()
         self.stages = Stages()
+
+    @property
+    def size(self) -> int:
+        """What is kept, in the size of a shingle."""
+        return _EMPTY + self._quotes.size + _STEP * len(self._states)
 
     def link(self, asked: Conversation, now: float) -> Link:
         self._forget(now)
@@ -182,7 +209,7 @@ class _Tenant:
         system = self.stages.plain(asked.system) if asked.system else ""
         content = flat(system, asked.turns)
         text = Text(content, self._digest, Tail(0, 0, b""))
-        shape = (hash(system), asked.tools)
+        shape = hash((system, asked.tools))
         body = len(flat(system, ()))
         matches = list(self._states.matches(text))
         kept = next((match.step.place for match in matches if match.step.shape == shape), None)

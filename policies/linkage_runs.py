@@ -48,14 +48,14 @@ class Step:
     `answered` is None while it is open; `silent`: its answer had no text. `gap`: how long after its answer, in
     seconds, another call went on from it, None while it waits for that.
     `root`: it went on from none itself; `twin`: it was asked together with another that is the same.
-    `shape` is all that its stage follows from. `filed` are its states: the prompt, and the prompt with its answer;
-    `tail` continues its text while it is open. `handles`: the ids that its answer had.
+    `shape` is a hash of all that its stage follows from. `filed` are its states: the prompt, and the prompt with its
+    answer; `tail` continues its text while it is open. `handles`: the ids that its answer had.
     """
 
     run: Run
     call: str
     place: Place
-    shape: object
+    shape: int
     began: float
     root: bool
     tail: Tail | None

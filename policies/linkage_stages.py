@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from policies.asides import without
 
 _CHARS_MOST = 16_384
-_PLAIN_MOST = 512
+_PLAIN_MOST = 128
 _TEXTS_MOST = 4096
 _PER_SYSTEM, _PER_MESSAGE = 12, 4
 _FIRST_WORDS, _FIRST_WORDS_OF_MESSAGES = 8, 5
@@ -124,7 +124,7 @@ class _Stage:
 
     name: str
     core: frozenset[int]
-    keys: tuple[Hashable, ...]
+    keys: tuple[int, ...]
     texts: int = 1
     taken_for: str | None = None
 
@@ -153,12 +153,13 @@ class _Shape:
         self.shingles = frozenset(map(hash, zip(words, words[1:], words[2:], strict=False)))
 
     @property
-    def beginning(self) -> Hashable:
-        return (self.tools, self.system, *self.words[: _FIRST_WORDS if self.system else _FIRST_WORDS_OF_MESSAGES])
+    def beginning(self) -> int:
+        words = self.words[: _FIRST_WORDS if self.system else _FIRST_WORDS_OF_MESSAGES]
+        return hash((self.tools, self.system, *words))
 
     @property
-    def end(self) -> Hashable:
-        return ("end", self.tools, *self.words[-_LAST_WORDS:])
+    def end(self) -> int:
+        return hash(("end", self.tools, *self.words[-_LAST_WORDS:]))
 
 
 class Stages:
@@ -166,8 +167,8 @@ class Stages:
 
     def __init__(self) -> None:
         self._texts: OrderedDict[str, _Text] = OrderedDict()
-        self._alike: dict[Hashable, list[_Stage]] = {}
-        self._plain: OrderedDict[Hashable, str] = OrderedDict()
+        self._alike: dict[int, list[_Stage]] = {}
+        self._plain: OrderedDict[int, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len({text.stage.shown for text in self._texts.values()})

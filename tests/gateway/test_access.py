@@ -218,6 +218,7 @@ async def test_tenants_with_the_same_prompt_share_no_prefix(site: Site) -> None:
 async def test_a_priority_is_moved_to_what_the_key_allows(site: Site) -> None:
     async def place(key: str, priority: int) -> int:
         headers = {**bearing(key), "X-Workflow-Priority": str(priority), "X-Workflow-Deadline-Ms": "600000"}
+        headers["X-Workflow-Id"] = f"of priority {priority}"
         await site.http.post(CHAT, json=chat(), headers=headers)
         return int(site.engine.last.header("X-Vllm-Priority") or "")
 

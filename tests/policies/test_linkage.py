@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
+import time
 from collections.abc import Sequence
 
 import pytest
 import xxhash
 
-from policies.conversation import Conversation, Turn, spoken
+from policies.conversation import Conversation, Turn, plain, spoken
 from policies.linkage import Link, Linkage
 
 AGENT = "You are a careful analyst of airline data. Think first, then call a tool, then answer briefly."
@@ -385,15 +387,15 @@ def test_a_tenant_that_floods_pushes_out_its_own_runs_alone() -> None:
 
 
 def test_a_long_run_and_many_tenants_stay_within_their_bounds() -> None:
-    desk = Desk(tenants=2)
+    desk = Desk(most=2_000)
     turns = [Turn("user", ASKED)]
     runs = {desk.ask(*turns).run}
     for number in range(150):
         turns += [desk.answer(f"look {number}"), Turn("tool", f"found {number}")]
         runs.add(desk.ask(*turns).run)
     assert len(runs) == 1
-    desk.ask(ASKED, tenant="two")
-    desk.ask(ASKED, tenant="three")
+    for number in range(9):
+        desk.ask(ASKED, tenant=f"other {number}")
     desk.answer("Nobody knows this call any more.", tenant="one")
     assert desk.ask(*turns).run not in runs
 
@@ -418,3 +420,27 @@ def test_many_messages_and_a_text_that_quotes_everything_are_linked_all_the_same
     first = desk.ask(*crowd)
     desk.answer("b")
     assert desk.ask(*crowd, "c").run == first.run
+
+
+HOSTILE = (
+    *("\\", "\\n", "\\u00", "<env>", "<think>", "<thinking>", "<system-reminder>", "</think>", "/a", "a@", "a.", "_"),
+    *("http://", "C:\\", "\x1e", "\x1d", "\n", "é ", "的", "😀", "1", '{"a":'),
+)
+
+
+@pytest.mark.parametrize("sign", HOSTILE)
+def test_no_text_is_read_in_more_than_the_time_of_its_length(sign: str) -> None:
+    text = sign * (400_000 // len(sign))
+    began = time.process_time()
+    desk = Desk()
+    desk.ask(Turn("user", plain(text)), Turn("assistant", spoken(text)), system=plain(text))
+    desk.answer(spoken(text))
+    desk.ask(Turn("user", plain(text)), Turn("assistant", spoken(text)), "And?", system=plain(text))
+    assert time.process_time() - began < 0.5
+
+
+def test_names_of_tools_are_not_kept() -> None:
+    desk = Desk()
+    for number in range(20):
+        desk.ask(f"Question {number}", tools=[f"{number}" * 100_000])
+    assert len(pickle.dumps(desk.linkage)) < 200_000
