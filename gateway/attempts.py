@@ -7,9 +7,12 @@ a stream can still be started elsewhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 
 from backends.base import BackendError, Reply, Request, Trouble
@@ -20,6 +23,7 @@ from gateway.runtime import RefusedCall, Runtime, Ticket
 from policies.calls import Fate, Outcome
 from policies.events import Start
 
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 BODY_MOST = 64 * 1024 * 1024
 """Bytes of a whole reply that are held; no honest engine answers more at once."""
 PIECES = "application/x-sql-pieces"
@@ -156,10 +160,13 @@ class _Declined(BackendError):
         super().__init__(message, trouble=trouble, retryable=retryable, retry_after=_retry_after(reply))
         self.words: EngineSaid | None = None
         if _header(reply, "content-type").startswith("application/json"):
-            kept = [(name, value) for name, value in names.reply(reply.headers) if name.lower() != "content-type"]
+            dropped = {"content-type"}
+            again = []
             if reply.status in (429, 503) and self.retry_after is None:
-                kept.append(("Retry-After", "1"))
-            self.words = EngineSaid(message, reply.status, kept, body)
+                dropped.add("retry-after")  # it is not there, or means nothing
+                again.append(("Retry-After", "1"))
+            kept = [(name, value) for name, value in names.reply(reply.headers) if name.lower() not in dropped]
+            self.words = EngineSaid(message, reply.status, [*kept, *again], body)
 
 
 async def _judge(reply: Reply, request: Request) -> None:
@@ -247,5 +254,13 @@ def _header(reply: Reply, name: str) -> str:
 
 
 def _retry_after(reply: Reply) -> float | None:
-    value = _header(reply, "retry-after")
-    return float(value) if value.isdigit() else None
+    """Seconds, however the engine puts them: as a number, or as the date that it will be then. None for nonsense."""
+    value = _header(reply, "retry-after").strip()
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    try:
+        then = parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        return None
+    left = (then if then.tzinfo is not None else then.replace(tzinfo=UTC)) - datetime.now(UTC)
+    return max(0.0, left.total_seconds())

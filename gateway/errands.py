@@ -22,7 +22,6 @@ from gateway.door import Door
 from gateway.intake import Asked, Intake
 from gateway.openai.errors import broken, ill_formed, interrupted, missing, not_found, timeout, unavailable
 from gateway.openai.payload import object_of
-from gateway.openai.splice import edit
 from gateway.responses import Responses
 from gateway.runtime import Runtime
 from gateway.settings import Config
@@ -44,13 +43,14 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class _Errand:
-    """What to send, and to which engines: the first that answers."""
+    """What to send, and to which engines: the first that answers. `about` is a response that any of them may have."""
 
     asked: Asked
     method: str
     path: str
     body: bytes
     engines: Sequence[str]
+    about: str = ""
 
 
 class Errands:
@@ -115,7 +115,7 @@ class Errands:
         serving = self._runtime.dispatcher.fleet.serving(target.pool)
         by_load = sorted(serving, key=lambda engine: (engine.pool != target.pool, len(engine.slots)))
         engines = [engine.name for engine in by_load if self._abilities.serves(engine.name, _NEEDS[what])]
-        sent = body if target.model == model else edit(body, {"model": target.model})
+        sent = self._intake.edited(body, document, asked, target)
         return _Errand(asked, "POST", PATHS[what], sent, self._up(engines))
 
     def _kept(self, scope: Scope, method: str, name: str, below: str) -> _Errand:
@@ -127,11 +127,10 @@ class Errands:
         engines: Iterable[str] = [made.engine] if made is not None else ()
         if made is None and self._responses.alone():
             fleet = self._runtime.dispatcher.fleet
-            engines = [engine.name for engine in fleet if self._abilities.serves(engine.name, "responses")]
-        found = self._up(engines)
-        if made is None and not found:
-            raise not_found("response", name)
-        return _Errand(asked, method, f"/v1/responses/{name}{below}", b"", found)
+            models = (engine.name for engine in fleet if self._config.pools[engine.pool].kind == "llm")
+            engines = [engine for engine in models if self._abilities.serves(engine, "responses")]
+        path = f"/v1/responses/{name}{below}"
+        return _Errand(asked, method, path, b"", self._up(engines), about="" if made is not None else name)
 
     def _up(self, engines: Iterable[str]) -> list[str]:
         """Those of the engines that can be asked."""
@@ -140,7 +139,7 @@ class Errands:
         return [name for name, one in known if one is not None and one.status in UP and not one.asleep]
 
     async def _run(self, errand: _Errand, receive: Receive, out: Out) -> None:
-        """Ask one engine after the other until one answers: with 404, only if no other one knows better."""
+        """Ask one engine after the other until one answers; 404 is no answer where another one may know better."""
         out.said = errand.asked.reply_headers
         total, last = self._config.timeouts.total, b""
         async with while_present(receive):
@@ -155,7 +154,7 @@ class Errands:
             except TimeoutError:
                 raise timeout(f"the call took longer than {total:g} s", code="deadline_exceeded") from None
         if not out.started:
-            raise unavailable(retry_after=1.0)
+            raise not_found("response", errand.about) if errand.about else unavailable(retry_after=1.0)
         await out.end(last)
 
     async def _answered(self, errand: _Errand, name: str, out: Out, *, final: bool) -> bytes | None:
@@ -167,7 +166,7 @@ class Errands:
         request = self._intake.errand(errand.asked, pool, errand.method, errand.path, errand.body)
         try:
             async with engine.open(request) as reply:
-                if reply.status == 404 and not final:
+                if reply.status == 404 and errand.about:
                     return None
                 return await self._passed(errand, name, reply, out)
         except BackendError as error:

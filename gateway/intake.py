@@ -6,6 +6,7 @@ import itertools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import xxhash
 from starlette.types import Scope
@@ -21,7 +22,7 @@ from gateway.directory import WHOLE, Directory, Target
 from gateway.identity import Identity, Place, alias_place, read_identity
 from gateway.lineage import Lineage
 from gateway.linking import Linking, Listener
-from gateway.openai.errors import bad_request, ill_formed, not_found
+from gateway.openai.errors import bad_request, forbidden, ill_formed, not_found
 from gateway.openai.payload import Endpoint, Payload, denied, parse
 from gateway.openai.prompt import prompt_view, told
 from gateway.openai.splice import edit
@@ -177,6 +178,8 @@ class Intake:
             asked.allowance.reserve(call.prompt_tokens + payload.n * each)
         if endpoint == "responses":
             call = self._continued(asked, payload, call)
+            if payload.document.get("background") and asked.caller.quota is not None and asked.caller.quota.of_work:
+                raise forbidden("background: what is written then is not counted, and this API key has a limit")
         return Inbound(
             asked=asked,
             payload=payload,
@@ -242,13 +245,22 @@ class Intake:
 
     def upstream_body(self, inbound: Inbound) -> bytes:
         """The body as the engine gets it: as it came, but for the members that are ours to change."""
-        payload, pool = inbound.payload, inbound.target.pool
-        new: dict[str, object] = self._salt(inbound.asked, pool)
-        if inbound.target.model != payload.model:
-            new["model"] = inbound.target.model
-        new.update(inbound.asked.identity.body_replaced)
-        drop = denied(payload.document, ordering=self._ordered[pool])
-        return edit(payload.body, new, (*drop, *inbound.asked.identity.body_keys_to_strip))
+        payload, asked, target = inbound.payload, inbound.asked, inbound.target
+        return self.edited(payload.body, payload.document, asked, target, self._salt(asked, target.pool))
+
+    def edited(
+        self,
+        body: bytes,
+        document: Mapping[str, object],
+        asked: Asked,
+        target: Target,
+        new: Mapping[str, object] = MappingProxyType({}),
+    ) -> bytes:
+        """A body that names a model, for an engine of its pool: with what is new, and without what is denied."""
+        model = {"model": target.model} if target.model != document["model"] else {}
+        drop = denied(document, ordering=self._ordered[target.pool])
+        replaced = {**new, **model, **asked.identity.body_replaced}
+        return edit(body, replaced, (*drop, *asked.identity.body_keys_to_strip))
 
     def salted(self, body: bytes, asked: Asked, pool: str) -> bytes:
         """A body of our own making, kept apart from other tenants' in the engine's prefix cache."""

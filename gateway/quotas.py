@@ -86,6 +86,11 @@ class Quota:
         self.requests = Bucket(limits.requests, now) if limits.requests else None
         self.tokens = Bucket(limits.tokens, now) if limits.tokens else None
 
+    @property
+    def of_work(self) -> bool:
+        """Whether it bounds what engines do, and not only how often they are asked."""
+        return self.limits.tokens is not None or self.limits.concurrency is not None
+
     def enter(self, now: float) -> Spent | None:
         """Take a request in, or say what stands against it: then nothing was taken."""
         most = self.limits.concurrency

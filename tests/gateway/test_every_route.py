@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.openai.payload import DENIED
 from tests.gateway.recorder import CHUNKS, JSON, WHOLE, Exchange, Recorder, recording
 from tests.gateway.support import MODEL, Running, attached, running, settled, until, written
 
@@ -155,6 +156,22 @@ async def test_headers_are_forwarded_but_for_ours_and_secrets(tmp_path: Path, ro
         assert reply.headers["openai-processing-ms"] == "5"
         assert reply.headers["anthropic-organization-id"] == "o"
         assert reply.headers["x-request-id"] == "request-of-the-client"
+
+
+@by_path
+async def test_what_would_reconfigure_an_engine_reaches_none(tmp_path: Path, row: Row) -> None:
+    names = [denied.name for denied in DENIED]
+    body = json.loads(row.body())
+    async with one_engine(tmp_path) as (up, engine):
+
+        async def answer(exchange: Exchange) -> None:
+            await exchange.whole(row.whole)
+
+        engine.answer = answer
+        workflow = {"workflow": {"stage": "any"}}
+        sent = json.dumps({**dict.fromkeys(names, "x"), **body, **workflow})
+        assert (await up.http.post(row.path, content=sent)).status_code == 200
+        assert engine.last.document == body
 
 
 REFUSALS: list[tuple[int, dict[str, str]]] = [

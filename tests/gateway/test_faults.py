@@ -173,6 +173,28 @@ async def test_what_an_engine_says_itself_goes_to_the_client_as_it_is(
         assert sum(pair.hits) == 1
 
 
+@pytest.mark.parametrize(
+    ("after", "rests", "told"),
+    [
+        ("7.5", (7.0, 7.5), "7.5"),
+        ("999999999", (59.0, 60.0), "999999999"),
+        ("Fri, 31 Dec 2999 23:59:59 GMT", (59.0, 60.0), "Fri, 31 Dec 2999 23:59:59 GMT"),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", (-9.0, 0.0), "Fri, 31 Dec 1999 23:59:59 GMT"),
+        *((nonsense, (-1e12, 0.0), "1") for nonsense in ("-5", "1e9", "9" * 400, "soon", "inf", "")),
+    ],
+)
+async def test_an_engine_may_say_in_every_way_how_long_it_wants_to_rest(
+    tmp_path: Path, after: str, rests: tuple[float, float], told: str
+) -> None:
+    async with a_pair(tmp_path, engines=1) as pair:
+        pair.use(says(429, ("retry-after", after)))
+        reply = await pair.post()
+        assert (reply.status_code, reply.headers.get_list("retry-after")) == (429, [told])
+        [engine] = pair.up.gateway.runtime.dispatcher.fleet
+        least, most = rests
+        assert least <= engine.ejected_until - pair.up.gateway.runtime.now() <= most
+
+
 @pytest.mark.parametrize("after", [None, "7"])
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_lone_engine_that_wants_to_rest_is_not_asked_again_before_that(

@@ -16,6 +16,7 @@ from backends.emulated.options import EmulatedOptions
 from backends.emulated.server import EmulatedServer, serve
 from gateway.openai.payload import Endpoint, parse
 from gateway.openai.prompt import told
+from tests.gateway import shop
 from tests.gateway.recorder import recording
 from tests.gateway.support import MODEL, Running, attached, error_of, metric, running, settled, written
 
@@ -210,6 +211,22 @@ async def test_a_response_of_another_tenant_is_nobodys(tmp_path: Path) -> None:
             assert (await up.http.post("/v1/responses", json=again, headers=headers)).status_code == status
         assert (await up.http.delete(f"/v1/responses/{name}", headers=bob)).status_code == 404
         assert (await up.http.delete(f"/v1/responses/{name}", headers=alice)).status_code == 200
+
+
+async def test_no_worker_for_sql_is_asked_about_a_response(tmp_path: Path) -> None:
+    async with shop.shop(tmp_path) as site:
+        for method, below in (("GET", ""), ("DELETE", ""), ("POST", "/cancel")):
+            reply = await site.up.http.request(method, f"/v1/responses/resp_unknown{below}")
+            assert (reply.status_code, error_of(reply)["message"]) == (404, "no response named 'resp_unknown'")
+
+
+async def test_who_may_not_use_what_is_not_counted_may_not_have_it_done_in_the_background(tmp_path: Path) -> None:
+    keys = [{"tenant": "few", "key": "few", "tokens": "2000/m"}, {"tenant": "all", "key": "all"}]
+    async with surfaces(tmp_path, FAST, auth={"keys": keys}) as (up, _):
+        for key, status in (("few", 403), ("all", 200)):
+            ask = {"model": MODEL, "input": "hi", "background": True}
+            reply = await up.http.post("/v1/responses", json=ask, headers={"authorization": f"Bearer {key}"})
+            assert reply.status_code == status, reply.text
 
 
 async def test_tokens_are_counted_without_a_place_in_an_engine(tmp_path: Path) -> None:
