@@ -19,6 +19,9 @@ from policies.calls import Fate
 
 Json = dict[str, Any]
 
+TOKENS_MOST = 100_000_000
+"""No engine reads or writes more in one call."""
+
 
 @dataclass(slots=True)
 class Tokens:
@@ -37,7 +40,7 @@ class Tokens:
             self.done = self.done or sse.data(event) is not None
             return None
         kind = chunk.get("type")
-        if kind is not None:
+        if isinstance(kind, str):
             self._named(kind, chunk)
         elif chunk.get("error"):
             raise interrupted("the engine reported an error in the middle of its answer")
@@ -46,7 +49,7 @@ class Tokens:
         self.read(chunk.get("usage"))
         return chunk
 
-    def _named(self, kind: object, event: Json) -> None:
+    def _named(self, kind: str, event: Json) -> None:
         """Take in an event of Responses or of Messages."""
         if kind == "error":
             raise interrupted("the engine reported an error in the middle of its answer")
@@ -80,8 +83,8 @@ class Tokens:
         self.prompt = prompt or self.prompt
 
     def _read_cached(self, details: object, name: str) -> None:
-        if isinstance(details, dict) and isinstance(details.get(name), int):
-            self.cached = details[name]
+        if isinstance(details, dict) and type(details.get(name)) is int:
+            self.cached = _int(details[name])
 
     def add(self, other: Tokens) -> None:
         """Add the usage of another answer to this one's."""
@@ -176,4 +179,5 @@ def as_event(chunk: Json) -> bytes:
 
 
 def _int(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    """A count of tokens; 0 for what can be none."""
+    return value if type(value) is int and 0 <= value <= TOKENS_MOST else 0

@@ -116,7 +116,7 @@ class _Begun:
         opened = engine.open(request)
         reply = await opened.__aenter__()
         try:
-            await _judge(reply, request)
+            await judge(reply, request)
             rest, held, body = await _taken(reply, stream=self._stream)
             runtime.heard[start.engine] = runtime.now()
             if reply.status == 200:
@@ -150,10 +150,10 @@ async def _taken(reply: Reply, *, stream: bool) -> tuple[AsyncIterator[list[byte
         return rest, await _until_content(rest), b""
     if reply.status == 200 and not kind.startswith("application/json"):
         raise BackendError("the engine did not answer with JSON", trouble="broken", retryable=False)
-    return None, [], await _whole(reply)
+    return None, [], await whole(reply)
 
 
-class _Declined(BackendError):
+class Declined(BackendError):
     """An engine has answered, and not the call: where no other engine takes it, its own words are the answer."""
 
     def __init__(self, message: str, reply: Reply, body: bytes, *, trouble: Trouble, retryable: bool) -> None:
@@ -169,20 +169,20 @@ class _Declined(BackendError):
             self.words = EngineSaid(message, reply.status, [*kept, *again], body)
 
 
-async def _judge(reply: Reply, request: Request) -> None:
+async def judge(reply: Reply, request: Request) -> None:
     """Raise BackendError for a status that says nothing of the call itself. What is wrong with the call (4xx), and
     a statement that took too long (504 of a SQL worker), is an answer, and goes to the client as it is."""
     status = reply.status
     if status in (429, 503):
-        body = await _whole(reply)
-        raise _Declined("the engine is overloaded", reply, body, trouble="overloaded", retryable=True)
+        body = await whole(reply)
+        raise Declined("the engine is overloaded", reply, body, trouble="overloaded", retryable=True)
     if status in (401, 403):
         raise BackendError("the engine does not let the gateway in", trouble="broken", retryable=True)
     if status == 504 and request.call.kind == "llm":
         # As for a head that never came: nothing has gone out, and whoever said 504 has given the call up.
         raise BackendError("the engine did not answer in time", trouble="timeout", retryable=True)
     if status >= 500 and status != 504:
-        raise _Declined("the engine failed inside", reply, await _whole(reply), trouble="broken", retryable=False)
+        raise Declined("the engine failed inside", reply, await whole(reply), trouble="broken", retryable=False)
     if status != 200 and status < 400:
         raise BackendError("the engine failed inside", trouble="broken", retryable=False)
 
@@ -216,7 +216,8 @@ async def _until_content(events: AsyncIterator[list[bytes]]) -> list[bytes]:
     raise BackendError("the engine's stream ended before it began", trouble="broken", retryable=True)
 
 
-async def _whole(reply: Reply) -> bytes:
+async def whole(reply: Reply) -> bytes:
+    """A body as it is when all of it has come. Raises BackendError, also where there is too much of it."""
     pieces: list[bytes] = []
     size = 0
     async for piece in reply.chunks:
@@ -229,7 +230,7 @@ async def _whole(reply: Reply) -> bytes:
 
 def explained(refusal: RefusedCall, last: BackendError | None) -> ApiError:
     """Why a call gets no answer, as its client will see it."""
-    if isinstance(last, _Declined) and last.words is not None and last.trouble == refusal.reason:
+    if isinstance(last, Declined) and last.words is not None and last.trouble == refusal.reason:
         return last.words
     again = refusal.retry_after if refusal.retry_after is not None else 1.0
     if last is not None and last.retry_after is not None:

@@ -12,6 +12,9 @@ WHOLE = "workflow/"
 """`model: workflow/NAME` asks the gateway to walk the whole graph."""
 
 
+_PATTERN = frozenset("*?[")
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The pool that serves a call, and its model's name."""
@@ -45,7 +48,8 @@ class Directory:
         whole = [
             WHOLE + name for name, spec in self._config.workflows.items() if spec.stages and not _unwalkable(spec)
         ]
-        return [*self._by_model, *whole, *aliases]
+        plain = [name for name in self._config.models if not _PATTERN.intersection(name)]
+        return list(dict.fromkeys([*self._by_model, *plain, *whole, *aliases]))
 
     def whole_workflow(self, model: str) -> Workflow | None:
         """The workflow that a model name asks to be walked; None for any other model. Raises ApiError 404, 400."""

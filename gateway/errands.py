@@ -18,6 +18,7 @@ from backends.base import BackendError, Reply
 from gateway import headers as names
 from gateway.abilities import Abilities
 from gateway.asgi import Out, read_body, while_present
+from gateway.attempts import Declined, judge, whole
 from gateway.door import Door
 from gateway.intake import Asked, Intake
 from gateway.openai.errors import broken, ill_formed, interrupted, missing, not_found, timeout, unavailable
@@ -129,8 +130,8 @@ class Errands:
             fleet = self._runtime.dispatcher.fleet
             models = (engine.name for engine in fleet if self._config.pools[engine.pool].kind == "llm")
             engines = [engine for engine in models if self._abilities.serves(engine, "responses")]
-        path = f"/v1/responses/{name}{below}"
-        return _Errand(asked, method, path, b"", self._up(engines), about="" if made is not None else name)
+        open_to = [engine for engine in engines if asked.caller.may_use(engine.rpartition("/")[0])]
+        return _Errand(asked, method, f"/v1/responses/{name}{below}", b"", self._up(open_to), about=name)
 
     def _up(self, engines: Iterable[str]) -> list[str]:
         """Those of the engines that can be asked."""
@@ -145,43 +146,45 @@ class Errands:
         async with while_present(receive):
             try:
                 async with asyncio.timeout(total):
-                    for engine in errand.engines:
-                        final = engine == errand.engines[-1]
-                        found = await self._answered(errand, engine, out, final=final)
-                        if found is not None:
-                            last = found
-                            break
+                    last = await self._asked(errand, out)
             except TimeoutError:
                 raise timeout(f"the call took longer than {total:g} s", code="deadline_exceeded") from None
-        if not out.started:
-            raise not_found("response", errand.about) if errand.about else unavailable(retry_after=1.0)
         await out.end(last)
 
-    async def _answered(self, errand: _Errand, name: str, out: Out, *, final: bool) -> bytes | None:
-        """Pass on what an engine answers. Returns the last piece, None where another one is to be asked."""
-        engine = self._runtime.engines.get(name)
-        if engine is None:
-            return None
-        pool = name.rpartition("/")[0]
-        request = self._intake.errand(errand.asked, pool, errand.method, errand.path, errand.body)
-        try:
-            async with engine.open(request) as reply:
-                if reply.status == 404 and errand.about:
-                    return None
-                return await self._passed(errand, name, reply, out)
-        except BackendError as error:
-            if out.started:
-                raise interrupted(str(error)) from error
-            if final:
-                raise broken(str(error)) from error
-            return None
+    async def _asked(self, errand: _Errand, out: Out) -> bytes:
+        """Pass on what the first engine answers that does; returns the last piece of it. Raises ApiError."""
+        last: BackendError | None = None
+        for name in errand.engines:
+            engine = self._runtime.engines.get(name)
+            if engine is None:
+                continue
+            pool = name.rpartition("/")[0]
+            request = self._intake.errand(errand.asked, pool, errand.method, errand.path, errand.body)
+            try:
+                async with engine.open(request) as reply:
+                    if reply.status != 404 or not errand.about:
+                        await judge(reply, request)
+                        return await self._passed(errand, name, reply, out)
+            except BackendError as error:
+                if out.started:
+                    raise interrupted(str(error)) from error
+                last = error
+        if last is not None:
+            raise last.words if isinstance(last, Declined) and last.words is not None else broken(str(last))
+        raise not_found("response", errand.about) if errand.about else unavailable(retry_after=1.0)
 
     async def _passed(self, errand: _Errand, engine: str, reply: Reply, out: Out) -> bytes:
+        """What is no stream is read whole before any of it goes out: then it is whole, or an error."""
         said = errand.asked.reply_headers(pool=engine.rpartition("/")[0], engine=engine)
-        await out.begin(reply.status, [*names.reply(reply.headers), *said])
-        last = b""
+        headers = [*names.reply(reply.headers), *said]
+        kind = next((value for name, value in reply.headers if name.lower() == "content-type"), "")
+        if not kind.startswith("text/event-stream"):
+            if reply.status == 200 and not kind.startswith("application/json"):
+                raise BackendError("the engine did not answer with JSON", trouble="broken", retryable=False)
+            body = await whole(reply)
+            await out.begin(reply.status, [*headers, ("content-length", str(len(body)))])
+            return body
+        await out.begin(reply.status, headers)
         async for piece in reply.chunks:
-            if last:
-                await out.write(last)
-            last = piece
-        return last
+            await out.write(piece)
+        return b""

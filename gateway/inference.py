@@ -87,7 +87,7 @@ def _turns(payload: Payload) -> tuple[str, Sequence[Turn]]:
 def _text(content: object) -> str:
     """The text of a message without its reasoning, which clients drop."""
     if type(content) is list:
-        content = [part for part in content if not (type(part) is dict and part.get("type") in _THOUGHTS)]
+        content = [part for part in content if not (type(part) is dict and str(part.get("type")) in _THOUGHTS)]
     return text_of(content)
 
 

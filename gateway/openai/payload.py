@@ -192,6 +192,8 @@ def _is_choice(value: object) -> bool:
     return type(value) in (str, dict)
 
 
+# What a surface is asked about; a list of numbers is one prompt, as tokens.
+_LISTS = ("messages", "input", "documents", "queries", "items", "text_1", "text_2", "data_1", "data_2")
 _LONGEST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 # Members of the body that have one type wherever they stand; null is the same as absent, as for OpenAI.
 _FIELDS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
@@ -213,9 +215,9 @@ _FIELDS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 
 def _asked(document: Json, endpoint: Endpoint) -> tuple[Sequence[Json], str | list[Any] | None]:
     """The messages of a body, or its prompt."""
-    for name in ("messages", "input"):
+    for name in _LISTS:
         given = document.get(name)
-        if type(given) is list and len(given) > ITEMS_MOST and type(given[0]) is dict:  # before they are looked at
+        if type(given) is list and len(given) > ITEMS_MOST and type(given[0]) is not int:  # before they are looked at
             raise ill_formed(name, _TOO_MANY)
     match endpoint:
         case "chat":

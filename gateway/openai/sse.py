@@ -105,7 +105,8 @@ def carries_content(event: bytes) -> bool:
     chunk = chunk_of(event)
     if chunk is None:
         return data(event) is not None
-    if "error" in chunk or chunk.get("type", "") not in OPENING:
+    kind = chunk.get("type", "")
+    if "error" in chunk or not isinstance(kind, str) or kind not in OPENING:
         return True
     for choice in _objects(chunk.get("choices")):
         if choice.get("text") or choice.get("finish_reason"):

@@ -47,6 +47,8 @@ def responses_turns(document: Mapping[str, Any]) -> list[Json]:
 
 def _add_item(turns: list[Json], item: Json, where: str) -> None:
     kind = item.get("type", "message")
+    if not isinstance(kind, str):
+        raise ill_formed(f"{where}.type", "must be a string")
     if kind == "message":
         if not isinstance(item.get("role"), str):
             raise ill_formed(f"{where}.role", "must be a string")
@@ -56,7 +58,7 @@ def _add_item(turns: list[Json], item: Json, where: str) -> None:
         _add_call(turns, item.get("name"), arguments)
     elif kind == "reasoning":
         pass  # clients may send it back or not: a conversation is the same with and without it
-    elif isinstance(kind, str) and kind.endswith("_output"):
+    elif kind.endswith("_output"):
         turns.append({"role": "tool", "content": item.get("output")})
     else:
         turns.append({"role": "assistant", "content": [item]})
@@ -139,6 +141,6 @@ def compared(document: Mapping[str, Any], endpoint: Literal["rerank", "score"]) 
 def _texts(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
-    if isinstance(value, list):
-        return [item if isinstance(item, str) else orjson.dumps(item).decode() for item in value]
+    if isinstance(value, list) and set(map(type, value)) == {str}:
+        return value
     return [orjson.dumps(value).decode()]

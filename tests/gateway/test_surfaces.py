@@ -229,6 +229,13 @@ async def test_who_may_not_use_what_is_not_counted_may_not_have_it_done_in_the_b
             assert reply.status_code == status, reply.text
 
 
+async def test_names_that_a_configuration_maps_are_models_too(tmp_path: Path) -> None:
+    async with surfaces(tmp_path, FAST, models={"gpt-4o": "default", "gpt-*": "default"}) as (up, _):
+        listed = (await up.http.get("/v1/models")).json()["data"]
+        assert [model["id"] for model in listed] == [MODEL, "gpt-4o"]
+        assert (await up.http.get("/v1/models/gpt-4o")).status_code == 200
+
+
 async def test_tokens_are_counted_without_a_place_in_an_engine(tmp_path: Path) -> None:
     async with surfaces(tmp_path, FAST) as (up, [server]):
         prompt = await up.http.post("/tokenize", json={"model": MODEL, "prompt": "hello there"})
