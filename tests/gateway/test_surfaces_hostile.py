@@ -1,4 +1,4 @@
-"""Bodies, events and answers of no sound shape on every surface: refused by name, or passed on, and never believed."""
+"""Bodies, events and answers of no sound shape on every surface: refused by name, or passed on, never believed."""
 
 from __future__ import annotations
 
