@@ -69,12 +69,13 @@ def wants_usage(document: Json) -> bool:
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
-def _check_tools(tools: object) -> None:
+def _check_tools(tools: object, within: str = "tools") -> None:
     for index, tool in enumerate(tools if isinstance(tools, list) else ()):
         kind = tool.get("type", "custom") if isinstance(tool, dict) else None
         if not isinstance(kind, str) or not kind.startswith(TOOLS):
-            name = f"tools[{index}].type"
+            name = f"{within}[{index}].type"
             raise Unfit(f"{name}: tools of this kind are not passed on to a hosted model", name)
+        _check_tools(tool.get("tools"), f"{within}[{index}].tools")  # those of a namespace
 
 
 def _user(metadata: object) -> str:

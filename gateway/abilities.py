@@ -24,11 +24,11 @@ class Abilities:
         self._served: dict[str, frozenset[str]] = {}
 
     def check(self, pool: str, surface: str) -> None:
-        """Raise ApiError 404 where none of a pool's engines has a surface, as far as all of them tell theirs."""
+        """Raise ApiError 404 where not all of a pool's engines have a surface, as far as all of them tell theirs."""
         served = self._served.get(pool)
         if served is not None and surface not in served:
             has = ", ".join(sorted(served)) or "nothing that this gateway knows"
-            message = f"the engines of pool '{pool}' do not serve {surface} (they serve: {has})"
+            message = f"the engines of pool '{pool}' do not serve {surface} (all of them serve: {has})"
             raise ApiError(message, code="not_found")
 
     def serves(self, engine: str, surface: str) -> bool:
@@ -63,7 +63,7 @@ class Abilities:
         told = [known.surfaces for name, known in self._known.items() if name.rpartition("/")[0] == pool]
         self._served.pop(pool, None)
         if told and None not in told:
-            self._served[pool] = frozenset().union(*(surfaces for surfaces in told if surfaces is not None))
+            self._served[pool] = frozenset.intersection(*(surfaces for surfaces in told if surfaces is not None))
 
     def _lacks(self, pool: str, can: Capabilities) -> list[str]:
         """What is configured and not there, or counted upon."""

@@ -23,6 +23,8 @@ from gateway.runtime import RefusedCall, Runtime, Ticket
 from policies.calls import Fate, Outcome
 from policies.events import Start
 
+REST_MOST = 24 * 3600.0
+"""Seconds that an engine can want to rest."""
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 BODY_MOST = 64 * 1024 * 1024
 """Bytes of a whole reply that are held; no honest engine answers more at once."""
@@ -258,10 +260,10 @@ def _retry_after(reply: Reply) -> float | None:
     """Seconds, however the engine puts them: as a number, or as the date that it will be then. None for nonsense."""
     value = _header(reply, "retry-after").strip()
     if _SECONDS.fullmatch(value):
-        return float(value)
+        return min(REST_MOST, float(value))
     try:
         then = parsedate_to_datetime(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     left = (then if then.tzinfo is not None else then.replace(tzinfo=UTC)) - datetime.now(UTC)
-    return max(0.0, left.total_seconds())
+    return min(REST_MOST, max(0.0, left.total_seconds()))

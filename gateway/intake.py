@@ -44,7 +44,7 @@ class Asked:
     """What a client asks, beside its body: who it is, which run and stage it names, how it is to be answered.
 
     `own` is an id that nothing else has, that of its first call. `linked`: its run or stage was inferred, and its
-    answer is listened to; `again` as of a call.
+    answer is listened to.
     """
 
     caller: Caller
@@ -56,7 +56,6 @@ class Asked:
     own: str
     allowance: Allowance | None = None
     query: str = ""
-    again: bool = False
     linked: bool = False
 
     def reply_headers(self, start: Start | None = None, **more: str) -> list[tuple[str, str]]:
@@ -167,10 +166,7 @@ class Intake:
         asked = self._read(scope, payload.document, payload.model)
         target = Target("", payload.model) if workflow else self.target(asked, payload.model)
         self._abilities.check(target.pool, endpoint)
-        if workflow is None and self._linking is not None:
-            asked = self._understood(asked, payload, self._linking)
-        self._named(asked.identity.source)
-        call = replace(self.llm_call(asked, payload, target.pool), id=asked.own, again=asked.again)
+        call = self.llm_call(asked, payload, target.pool)
         if workflow is not None:
             asked.caller.check(*self._directory.behind(payload.model))
         if asked.allowance is not None:
@@ -180,21 +176,23 @@ class Intake:
             call = self._continued(asked, payload, call)
             if payload.document.get("background") and asked.caller.quota is not None and asked.caller.quota.of_work:
                 raise forbidden("background: what is written then is not counted, and this API key has a limit")
-        return Inbound(
-            asked=asked,
-            payload=payload,
-            target=target,
-            call=call,
-            workflow=workflow,
-        )
+        # Last of all: what is refused before this is no part of any run.
+        if workflow is None and self._linking is not None:
+            asked, call = self._understood(asked, call, payload, self._linking)
+        self._named(asked.identity.source)
+        return Inbound(asked=asked, payload=payload, target=target, call=call, workflow=workflow)
 
-    def _understood(self, asked: Asked, payload: Payload, linking: Linking) -> Asked:
+    def _understood(self, asked: Asked, call: Call, payload: Payload, linking: Linking) -> tuple[Asked, Call]:
         """A request with the run, and the stage, that its client has not named."""
-        found = linking.link(asked.identity, payload, tenant=asked.caller.tenant, call=asked.own)
+        call = replace(call, id=asked.own)
+        found = linking.link(asked.identity, payload, tenant=asked.caller.tenant, call=call.id)
         if found is None:
-            return asked
-        identity = found.identity
-        return replace(asked, identity=identity, run=identity.run, again=found.again, linked=True)
+            return asked, call
+        named = found.identity
+        call = replace(
+            call, run=named.run, stage=named.stage, final=named.final, source=named.source, again=found.again
+        )
+        return replace(asked, identity=named, run=named.run, linked=True), call
 
     def listener(self, asked: Asked, call: Call) -> Listener | None:
         """Who hears what a call is answered, where that tells more about its run."""

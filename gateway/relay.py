@@ -27,6 +27,9 @@ from gateway.settings import Config
 from gateway.surfaces.catalog import PATHS
 from gateway.surfaces.wording import wording_of
 
+BEGINNING = 3
+"""Events among which the one is that names a response: comments may come before it."""
+
 
 class Special(Protocol):
     """Another way of answering than to relay: a walked workflow, intercepted tools."""
@@ -106,8 +109,9 @@ class Relay:
                 async for batch in found.events:
                     for event in batch:
                         watch.see(event)
-                    if not out.events:
-                        note(batch[0])
+                    if out.events < BEGINNING:
+                        for event in batch:
+                            note(event)
                     out.events += len(batch)
                     await out.write(b"".join(batch))
                 watch.release()

@@ -10,8 +10,8 @@ import orjson
 
 from gateway.openai import sse
 
-KEPT_MOST: Final = 100_000
-"""Responses that are remembered; those that nobody has asked for longest are forgotten first."""
+KEPT_MOST: Final = 20_000
+"""Responses of one tenant that are remembered; those that nobody has asked for longest are forgotten first."""
 ID_CHARS: Final = 256
 
 
@@ -31,17 +31,15 @@ class Responses:
     def __init__(self, alone: Callable[[], bool], *, most: int = KEPT_MOST) -> None:
         self.alone = alone
         self._most = most
-        self._made: OrderedDict[tuple[str, str], Made] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._made)
+        self._made: dict[str, OrderedDict[str, Made]] = {}
 
     def find(self, tenant: str, response: str) -> Made | None:
         """Who made it, as far as that is remembered."""
-        made = self._made.get((tenant, response))
-        if made is not None:
-            self._made.move_to_end((tenant, response))
-        return made
+        known = self._made.get(tenant)
+        if known is None or response not in known:
+            return None
+        known.move_to_end(response)
+        return known[response]
 
     def run_of(self, tenant: str, response: str) -> str:
         """The run that it was made for; empty where that is not known."""
@@ -58,12 +56,14 @@ class Responses:
 
     def _note(self, tenant: str, made: Made, document: object) -> None:
         match document:
-            case {"response": {"id": str(name)}} | {"id": str(name), "object": "response"}:
-                if 0 < len(name) <= ID_CHARS:
-                    self._made[tenant, name] = made
-                    self._made.move_to_end((tenant, name))
-                    if len(self._made) > self._most:
-                        self._made.popitem(last=False)
+            case {"response": {"id": str(name), **rest}} | {"id": str(name), "object": "response", **rest}:
+                if 0 < len(name) <= ID_CHARS and rest.get("store") is not False:
+                    known = self._made.setdefault(tenant, OrderedDict())
+                    known[name] = made
+                    known.move_to_end(name)
+                    if len(known) > self._most:
+                        known.popitem(last=False)
 
     def forget(self, tenant: str, response: str) -> None:
-        self._made.pop((tenant, response), None)
+        if self.find(tenant, response) is not None:
+            del self._made[tenant][response]

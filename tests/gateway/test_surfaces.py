@@ -261,7 +261,7 @@ async def test_what_a_pools_engines_do_not_have_is_a_clear_404(tmp_path: Path) -
             "type": "error",
             "error": {
                 "type": "not_found_error",
-                "message": "the engines of pool 'default' do not serve messages (they serve: chat)",
+                "message": "the engines of pool 'default' do not serve messages (all of them serve: chat)",
             },
         }
 
