@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from policies.calls import Call, Outcome
@@ -18,6 +18,8 @@ from policies.runs import RunKey
 RUNS_MOST: Final = 2000
 CALLS_MOST: Final = 200
 """Calls of one run that are kept; of a longer one the first are forgotten."""
+ALL_MOST: Final = 50_000
+"""Calls of all runs together, of about a kilobyte."""
 
 Json = dict[str, Any]
 
@@ -48,6 +50,7 @@ class Chronicle:
         self._now = clock
         self._most = runs
         self._runs: OrderedDict[RunKey, _Run] = OrderedDict()
+        self._kept = 0
         self._open: dict[str, _Told] = {}
 
     def watch(self, event: Event, actions: list[Action]) -> None:
@@ -83,15 +86,17 @@ class Chronicle:
         run = self._runs.get(key)
         if run is None:
             run = self._runs[key] = _Run(now)
-            if len(self._runs) > self._most:
-                self._runs.popitem(last=False)
         else:
             self._runs.move_to_end(key)
-        told = _Told(call, now)
+        told = _Told(replace(call, prefix=()), now)  # all that is large
         run.count += 1
         run.calls.append(told)
+        self._kept += 1
         if len(run.calls) > CALLS_MOST:
             del run.calls[0]
+            self._kept -= 1
+        while len(self._runs) > self._most or self._kept > ALL_MOST:
+            self._kept -= len(self._runs.popitem(last=False)[1].calls)
         return told
 
     def _over(self, told: _Told | None, how: str, outcome: Outcome | None = None) -> None:

@@ -131,7 +131,10 @@ class Errands:
             models = (engine.name for engine in fleet if self._config.pools[engine.pool].kind == "llm")
             engines = [engine for engine in models if self._abilities.serves(engine, "responses")]
         open_to = [engine for engine in engines if asked.caller.may_use(engine.rpartition("/")[0])]
-        return _Errand(asked, method, f"/v1/responses/{name}{below}", b"", self._up(open_to), about=name)
+        up = self._up(open_to)
+        if made is not None and open_to and not up:
+            raise unavailable("the engine that keeps this response is away", retry_after=5.0)
+        return _Errand(asked, method, f"/v1/responses/{name}{below}", b"", up, about=name)
 
     def _up(self, engines: Iterable[str]) -> list[str]:
         """Those of the engines that can be asked."""

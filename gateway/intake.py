@@ -171,7 +171,7 @@ class Intake:
             asked.caller.check(*self._directory.behind(payload.model))
         if asked.allowance is not None:
             each = call.expected_output or payload.max_tokens or 0
-            asked.allowance.reserve(call.prompt_tokens + payload.n * each)
+            asked.allowance.reserve(call.prompt_tokens + payload.choices * each)
         if endpoint == "responses":
             call = self._continued(asked, payload, call)
             if payload.document.get("background") and asked.caller.quota is not None and asked.caller.quota.of_work:

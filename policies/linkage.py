@@ -174,6 +174,8 @@ class _Tenant:
         giver = None if asked.run else self._handles.giver(asked.handles)
         if giver is not None:
             prompt.matches = _of(giver, prompt)
+        elif not asked.run:  # whoever asks what a named run asked is not of it; who goes on from its answer is
+            prompt.matches = [match for match in prompt.matches if match.answer or not match.step.run.named]
         found = {} if asked.run else ahead(prompt.matches, prompt.text.length, len(self._runs), now)
         certain = len(found) == 1 and (giver is not None or next(iter(found.values())).next)
         prompt.reading = read(self._new_text(prompt, _READ_LITTLE if certain or asked.run else _READ_MOST))
@@ -228,7 +230,8 @@ class _Tenant:
         """What of all runs a prompt quotes."""
         stage, known = prompt.place.stage, len(self._runs)
         quoted = self._quotes.quoted(prompt.reading, stage, known)
-        quoted = quoted._replace(told=self._habits.weighed(quoted.told, stage))
+        told = {run: weight for run, weight in quoted.told.items() if not run.named}
+        quoted = quoted._replace(told=self._habits.weighed(told, stage))
         if prompt.known or not prompt.body or self.stages.is_settled(prompt.place.text):
             return quoted
         # What a system prompt shares with what others were told is a template; but a run may have said it.
@@ -241,7 +244,7 @@ class _Tenant:
         return quoted
 
     def _named(self, run: str, prompt: _Prompt, now: float) -> _Choice:
-        known = self._runs.get(run) or self._start(run, now)
+        known = self._runs.get(run) or self._start(run, now, named=True)
         match = next((match for match in prompt.matches if match.step.run is known), None)
         return _Choice(known, "named", match)
 
@@ -272,7 +275,8 @@ class _Tenant:
         self._follow(choice, now)
         self._habits.note(run, place.stage, choice.how, now)
         run.last = now
-        match, again = choice.match, choice.how == "repeats"
+        match = choice.match
+        again = match is not None and match.length == prompt.text.length and not match.answer
         root = match is None or (again and match.step.root)
         step = Step(run, call, place, prompt.shape, now, root, prompt.text.tail())
         if match is not None and again and root:
@@ -330,8 +334,8 @@ class _Tenant:
             self._quotes.drop(run.passages.pop(1))
         return passage
 
-    def _start(self, name: str, now: float) -> Run:
-        run = self._runs[name] = Run(name, now)
+    def _start(self, name: str, now: float, *, named: bool = False) -> Run:
+        run = self._runs[name] = Run(name, now, named)
         return run
 
     def _forget(self, now: float) -> None:

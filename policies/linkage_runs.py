@@ -76,11 +76,12 @@ class Step:
 class Run:
     """`last`: when it was last heard of; `steps` and `passages`: the latest, the oldest first.
 
-    `places`: the stage of each text that is the place of a call of its.
+    `named`: by its client. `places`: the stage of each text that is the place of a call of its.
     """
 
     id: str
     last: float
+    named: bool = False
     steps: list[Step] = field(default_factory=list)
     passages: list[Passage] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)

@@ -104,7 +104,7 @@ def parse(body: bytes, *, endpoint: Endpoint) -> Payload:
     return Payload(
         endpoint=endpoint,
         model=model,
-        stream=document.get("stream") or False,
+        stream=document.get("stream", False) is True and endpoint in _STREAMING,
         include_usage=stream_options.get("include_usage") is True,
         max_tokens=next((document[name] for name in _LONGEST if document.get(name)), None),
         n=document.get("n") or 1,
@@ -194,6 +194,7 @@ def _is_choice(value: object) -> bool:
 
 # What a surface is asked about; a list of numbers is one prompt, as tokens.
 _LISTS = ("messages", "input", "documents", "queries", "items", "text_1", "text_2", "data_1", "data_2")
+_STREAMING = frozenset(("chat", "completions", "responses", "messages"))
 _LONGEST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 # Members of the body that have one type wherever they stand; null is the same as absent, as for OpenAI.
 _FIELDS: tuple[tuple[str, Callable[[object], bool], str], ...] = (

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import get_args
 
+from backends.capabilities import SURFACES
 from gateway.openai.payload import Endpoint
 
-PATHS: Mapping[Endpoint, str] = MappingProxyType(
-    {
-        "chat": "/v1/chat/completions",
-        "completions": "/v1/completions",
-        "responses": "/v1/responses",
-        "messages": "/v1/messages",
-        "embeddings": "/v1/embeddings",
-        "rerank": "/v1/rerank",
-        "score": "/v1/score",
-    }
-)
+PATHS: Mapping[Endpoint, str] = MappingProxyType({name: SURFACES[name] for name in get_args(Endpoint)})

@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway.recorder import JSON, Answer, Exchange, Headers, Recorder, politely, recording
 from tests.gateway.support import MODEL, Running, attached, running, settled, written
-from tests.gateway.test_surfaces import ADMIN, ASK, of_run
+from tests.gateway.test_surfaces import ADMIN, ASK, COMPARE, of_run
 
 
 @asynccontextmanager
@@ -102,3 +102,17 @@ async def test_an_errand_that_fails_is_told_as_a_call_is(
         reply = await up.http.post(path, json=ask)
         assert (reply.status_code, "sk-123" in reply.text) == (expected, False)
         assert sum(len(engine.seen) for engine in engines) == (1 if status == 400 else 2)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/v1/score"])
+async def test_a_stream_of_what_cannot_be_streamed_is_no_fault_of_the_engine(tmp_path: Path, path: str) -> None:
+    async with before(tmp_path, politely_whole) as (up, engines):
+        for _ in range(4):
+            reply = await up.http.post(path, json={"model": MODEL, "stream": True, **COMPARE[path]})
+            assert reply.status_code == 200
+        assert engines[0].last.document["stream"] is True
+        assert [engine.failures for engine in up.gateway.runtime.dispatcher.fleet] == [0]
+
+
+async def politely_whole(exchange: Exchange) -> None:
+    await exchange.whole(b'{"data": []}')

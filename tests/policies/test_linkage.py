@@ -444,3 +444,14 @@ def test_names_of_tools_are_not_kept() -> None:
     for number in range(20):
         desk.ask(f"Question {number}", tools=[f"{number}" * 100_000])
     assert len(pickle.dumps(desk.linkage)) < 200_000
+
+
+def test_whoever_asks_what_a_named_run_asked_is_not_of_it_but_who_goes_on_from_its_answer_is() -> None:
+    desk = Desk()
+    for _ in range(3):
+        assert desk.ask("Are you well?", run="named").run == "named"
+        said = desk.answer("I am, as far as I can tell, and ready for whatever comes next.")
+    silent = {desk.ask("Are you well?", after=0.3).run for _ in range(4)}
+    longer = desk.ask("Are you well? Thank you.").run
+    assert "named" not in silent | {longer}
+    assert desk.ask("Are you well?", said, "Good. Then begin.").run == "named"
