@@ -43,6 +43,7 @@ EVERYTHING = Identity(
     priority=-8,
     hints={"osl": 900, "resume": True},
     final=True,
+    last=True,
     tools="intercept",
     source="header",
 )
