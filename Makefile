@@ -11,7 +11,7 @@ CLIENTS := .clients
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-vllm serve test vllm test-vllm test-box providers test-providers test-clients record-clients test-agents check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick dashboards lock lock-clients clean
+.PHONY: help demo demo-vllm serve test vllm test-slow test-vllm test-box providers test-providers test-clients record-clients test-agents check format bench-policies bench-policies-quick bench-isolation bench-isolation-quick dashboards lock lock-clients clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,12 +32,15 @@ data/sales.duckdb: examples/nl2sql/database.sql | $(VENV)/.run
 # Three at once on two cores: tests that start servers wait more than they compute. What has been compiled is kept,
 # whatever the environment says: hundreds of the processes that are started read the same modules.
 test: export PYTHONDONTWRITEBYTECODE =
-test: $(VENV)/.dev ## run all tests and check branch coverage
+test: $(VENV)/.dev ## run the tests and check branch coverage, in under 10 minutes on 2 cores
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest -n $(TESTERS) --dist loadfile
+	@$(BIN)/coverage run -m pytest -n $(TESTERS) --dist loadfile -m "not slow"
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report --include='policies/*' --fail-under=95 --skip-covered
 	@$(BIN)/coverage report --omit='policies/*' --fail-under=85 --skip-covered
+
+test-slow: $(VENV)/.dev ## the tests that are too heavy for every change: storms, layers of the sandbox switched off, whole benches
+	@$(BIN)/pytest -n $(TESTERS) --dist loadfile -m slow
 
 vllm: $(VLLM)/bin/vllm ## vLLM's CPU build in .vllm, an environment of its own (3 GB; with GPUs see docs/vllm.md)
 

@@ -208,7 +208,7 @@ def test_servers_on_a_gpu_share_it_and_make_their_weights_up() -> None:
 # --- the whole, on emulated engines ----------------------------------------------------------------------------
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_a_measurement_writes_rows_table_and_plots_and_the_simulator_foretells_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,7 +342,7 @@ def test_the_table_shows_medians_with_least_and_most_where_they_differ() -> None
     assert "| cached |" not in markdown(sections(blind, ""))
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_pictures_are_drawn_of_one_cell_and_of_many(tmp_path: Path) -> None:
     for number, rows in enumerate(
         [everybody(repetitions=1), [row for cell in CELLS[:4] for row in everybody(cell, 2)]]
@@ -372,7 +372,7 @@ def test_a_simulated_loop_is_closed(name: str) -> None:
     assert all(one <= other for one, other in pairwise(begun))
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_the_simulator_shows_what_isolation_saves() -> None:
     prompts = [[2090, 2085] for _ in range(FULL.runs)]
     by_name = {one.name: one for one in CONTENDERS}

@@ -226,7 +226,7 @@ def test_recorded_sessions_are_taken_where_there_are_some() -> None:
     assert "drawn with the statistics" in {trial.name: trial.told for trial in trials(None)}["coding"]
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_the_same_seeds_give_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("one", "two"):
         assert main(["--quick", "--only", "fan-out", *TINY, "--out", str(tmp_path / folder)]) == 0
@@ -239,7 +239,7 @@ def test_the_same_seeds_give_the_same_figures(tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "one" / "policies.md").read_text().count("\n| hexgen on ours |") == 1
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_a_missed_bar_is_an_error_only_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     strict = main(["--quick", "--only", "nl2sql", *TINY, "--seeds", "1", "--first-seed", "101", "--strict"])
     said = capsys.readouterr().out

@@ -11,7 +11,7 @@ from tests.gateway.recorder import Exchange, recording
 from tests.gateway.support import CHAT, attached, chat, running, written
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 async def test_killed_engines_are_replaced_and_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backends.vllm.KEEP_ALIVE", 0.4)
     result = await storm(emulated(20), engines=10, kills=6, at_once=2, every=0.2, tokens=4)

@@ -50,7 +50,7 @@ async def one(session: aiohttp.ClientSession, url: str, index: int) -> tuple[str
     return reply.headers["X-Workflow-Id"], reply.headers["X-Workflow-Engine"], str(whole.message()["content"])
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 async def test_a_thousand_streams_at_once_are_all_whole_and_none_is_mixed_up(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(serve(ENGINE)) for _ in range(ENGINES)]

@@ -22,7 +22,7 @@ CLIENTS = 16
 BOTH = "SELECT one.version, other.version FROM one JOIN other USING (id) WHERE id % {} = 0 GROUP BY ALL"
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 async def test_no_answer_mixes_two_versions_of_the_data_and_none_is_of_one_that_is_gone(
     tmp_path: Path,
 ) -> None:

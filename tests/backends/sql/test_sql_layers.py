@@ -16,7 +16,7 @@ from backends.sql.options import LAYERS, SqlOptions
 from policies.sql import read_statement
 from tests.backends.sql.hostile import SECRET, TIMEOUT, Hostile, parameters, prepare, state, statements, stopped_by
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 EVERYTHING = statements()
 PAST_THE_GUARD = [each for each in EVERYTHING if "guard" not in each.layers]
