@@ -183,7 +183,7 @@ def miss(found: StepTime) -> float:
     return median_high(abs(found.of(*step) / TRUE.of(*step) - 1) for step in steps)
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_the_step_time_of_a_running_engine_is_found(
     engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

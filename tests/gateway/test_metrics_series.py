@@ -105,7 +105,7 @@ def test_stages_of_one_workflow_cannot_take_the_names_of_others() -> None:
     assert places.pair("modest", "only") == ("modest", OTHER)
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_of_a_hundred_thousand_names_a_label_has_at_most_101() -> None:
     pool = {"model": "m", "backend": {"name": "emulated"}}
     metrics = Metrics(Config.model_validate({"pools": {"p": pool}}))

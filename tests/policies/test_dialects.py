@@ -371,6 +371,7 @@ def test_what_reads_the_clock_in_another_dialect_is_not_deterministic() -> None:
     assert read_statement("select date('2024-01-01', '+1 day')", dialect="sqlite").deterministic
 
 
+@pytest.mark.slow
 def test_a_statement_that_grows_beyond_measure_in_translation_is_refused() -> None:
     text = "select " + ", ".join("initcap(a)" for _ in range(1500)) + " from t"
     assert len(text) < MAX_BYTES

@@ -18,7 +18,7 @@ def entrants(*names: str) -> list[Entrant]:
     return [Entrant(name=name, contender=LINEUP[name]) for name in names]
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_findings_come_in_one_order_and_are_the_same_in_one_process_and_in_three() -> None:
     some = entrants("cortex", "edf", "round-robin")
     alone = list(campaign(CHOICE, [0.2, 0.4], [1, 2], some, jobs=1))

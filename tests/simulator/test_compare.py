@@ -62,7 +62,7 @@ def test_a_measure_is_what_arithmetic_says_it_is() -> None:
     assert idle.tenants == {"fresh": 1.0}
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.95, 0.5])
 def test_bisection_finds_the_highest_rate_that_keeps_a_target(target: float) -> None:
     arena = Arena({"clockwork": Clockwork()}, jobs=1)
@@ -104,7 +104,7 @@ def test_contenders_at_one_load_meet_runs_that_were_drawn_once() -> None:
     assert heard == asked
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_several_processes_find_what_one_finds(two_processes: Arena) -> None:
     alone = Arena({"clockwork": Clockwork()}, jobs=1)
     for arena in (alone, two_processes):

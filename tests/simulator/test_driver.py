@@ -75,13 +75,13 @@ def test_leaps_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert leaping.total.busy == pytest.approx(stepping.total.busy)
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_the_same_scenario_gives_the_same_result() -> None:
     scenario = a_busy_setup().scenario(PolicySet())
     assert simulate(scenario) == simulate(scenario)
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_every_policy_is_given_the_same_runs() -> None:
     setup = a_busy_setup()
     one, other = simulate(setup.scenario(PolicySet())), simulate(setup.shared().scenario(FCFS))

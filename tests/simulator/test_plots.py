@@ -59,7 +59,7 @@ def test_every_picture_is_written_in_both_formats_and_names_its_contenders(
     assert f"at {rates[-1]:g} runs/s" in words(tmp_path / "waits.svg")
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_the_same_findings_give_the_same_files(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
@@ -98,7 +98,7 @@ def test_pictures_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
     assert {path.stem for path in written} == {"attainment", "latency"}
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_many_contenders_have_lines_of_their_own_and_the_curves_say_whose_they_are() -> None:
     names = [f"contender {number}" for number in range(30)]
     drawn = chart(some([1.0, 2.0], 1, names))

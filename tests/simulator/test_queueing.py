@@ -47,7 +47,7 @@ def erlang_c(servers: int, load: float) -> float:
     return full / (sum(load**n / math.factorial(n) for n in range(servers)) + full)
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 @pytest.mark.parametrize(("servers", "load"), [(1, 0.5), (3, 1.8)])
 def test_calls_wait_as_long_as_in_a_queue_with_so_many_servers(servers: int, load: float) -> None:
     setup = a_setup(exponential(load, seed=servers), workers=servers)
@@ -57,7 +57,7 @@ def test_calls_wait_as_long_as_in_a_queue_with_so_many_servers(servers: int, loa
     assert busy == pytest.approx(load, rel=0.05)
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 def test_urgent_calls_wait_as_cobham_says() -> None:
     load, urgent = 0.6, 0.4
     setup = a_setup(exponential(load, seed=5, urgent=urgent))

@@ -86,7 +86,7 @@ leave = st.tuples(st.just("leave"), st.integers(0, 5), st.just(0))
 forget = st.tuples(st.just("forget"), st.just(0), st.just(0))
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 @settings(deadline=None, max_examples=600)
 @given(st.lists(st.one_of(enter, compute, compute, compute, leave, forget), max_size=40), st.integers(8, 24))
 def test_runs_of_blocks_behave_as_single_blocks_do(happenings: list[tuple[str, str | int, int]], total: int) -> None:

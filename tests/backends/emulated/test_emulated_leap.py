@@ -97,7 +97,7 @@ shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(-1, 1), s
 limits = st.tuples(st.integers(20, 60), st.integers(1, 5), st.integers(5, 40), st.sampled_from([4, 4, 7]))
 
 
-@pytest.mark.untraced
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(moments, shapes), min_size=1, max_size=14), limits, st.integers(2, 60))
 def test_leaps_end_where_single_steps_would(
