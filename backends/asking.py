@@ -84,11 +84,14 @@ async def capabilities_of(server: Server) -> Capabilities:
 
 
 async def _surfaces(server: Server) -> frozenset[str] | None:
-    """What it can be spoken to by: as its list of paths says, or as it answers to a GET of what is there for POST."""
-    listed = _object(await server.page("/openapi.json")).get("paths")
-    if isinstance(listed, dict):
-        return frozenset(name for name, path in SURFACES.items() if path in listed) or None
+    """What it can be spoken to by: as it answers to a GET of what is there for POST, or as its list of paths says.
+
+    The list comes second: to make it takes a vLLM server seconds in which it does nothing else.
+    """
     found = [name for name, path in SURFACES.items() if await server.status(path) == METHOD_NOT_ALLOWED]
+    if not found:
+        listed = _object(await server.page("/openapi.json", TRIAL_MOST)).get("paths")
+        found = [name for name, path in SURFACES.items() if isinstance(listed, dict) and path in listed]
     return frozenset(found) or None
 
 
