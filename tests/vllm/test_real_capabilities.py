@@ -30,6 +30,7 @@ async def test_a_server_tells_what_it_can_do(pair: Pair, session: aiohttp.Client
         token_details=True,
         priority=True,
         sleeps=True,
+        surfaces=frozenset(("chat", "completions", "responses", "messages", "tokenize")),
     )
     assert can.version.partition(".")[0].isdigit()
     assert (can.kv_tokens, can.ordering) == (BLOCK * BLOCKS, "header")
