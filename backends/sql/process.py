@@ -204,16 +204,21 @@ class Child:
                 os.write(self._interrupts, LENGTH.pack(self._sent - 2))  # the configuration was no request
 
     async def kill(self) -> None:
-        """End the process and wait until it is gone. Idempotent."""
+        """End the process and wait until it is gone, even where whoever waits is cancelled. Idempotent."""
         if self._interrupts is not None:
             os.close(self._interrupts)
             self._interrupts = None
-        if self._line.closed:  # to kill what is ending may lose how it ended
-            await asyncio.wait([self._line.ended], timeout=_ENDING)
-        with contextlib.suppress(ProcessLookupError):
-            self._transport.kill()
-        await asyncio.shield(self._line.ended)
-        self._transport.close()
+        try:
+            if self._line.closed:  # to kill what is ending may lose how it ended
+                await asyncio.wait([self._line.ended], timeout=_ENDING)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                self._transport.kill()
+            try:
+                await asyncio.wait([self._line.ended])
+            finally:  # a killed process is gone in a moment, and nobody else would wait for it
+                await asyncio.wait([self._line.ended])
+                self._transport.close()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -247,3 +249,13 @@ async def test_a_child_that_does_not_keep_to_the_frames_is_broken() -> None:
     await child.kill()
     child.interrupt()
     assert not child.alive
+
+
+async def test_a_child_that_is_killed_is_gone_even_where_whoever_kills_it_is_cancelled() -> None:
+    child = await Child.spawn("backends.sql.reading", b"0.5", timeout=20)
+    killing = asyncio.create_task(child.kill())
+    await asyncio.sleep(0)
+    killing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await killing
+    assert child.ended_by == signal.SIGKILL
