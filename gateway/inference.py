@@ -124,10 +124,15 @@ class Answer:
         self._calls: dict[int, tuple[str, list[str]]] = {}
         self._size = 0
 
+    @property
+    def said(self) -> str:
+        """The text so far, without what was called."""
+        return "".join(self._texts)
+
     def text(self) -> str:
         """What was said so far, as `spoken` writes it."""
         calls = (_call(name, "".join(pieces)) for name, pieces in self._calls.values())
-        return spoken("".join(self._texts), calls)
+        return spoken(self.said, calls)
 
     def whole(self, document: object) -> None:
         """Hear the body of a reply."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from gateway.openai import sse
-from gateway.openai.prompt import text_of
+from gateway.inference import Answer
 from policies.calls import Fate
 
 Outcomes = Mapping[Literal["ok", "error", "empty", "timeout"], re.Pattern[str]]
@@ -23,53 +22,27 @@ def judged(content: str, outcomes: Outcomes) -> Fate:
 
 
 class Judge:
-    """Hears one answer, whole or event by event. Of several choices the first counts."""
+    """Hears one answer, whole or event by event, on any surface. Of several choices the first counts."""
 
     def __init__(self, outcomes: Outcomes) -> None:
         self._outcomes = outcomes
-        self._said: list[str] = []
+        self._answer = Answer()
 
     @property
     def verdict(self) -> Fate:
-        return judged("".join(self._said), self._outcomes)
+        return judged(self._answer.said, self._outcomes)
 
     def whole(self, document: object) -> Fate:
         """Hear the body of a reply."""
-        self._hear(document, "message")
-        if isinstance(document, dict) and "choices" not in document:
-            self._said.append(spoken(document))
+        self._answer.whole(document)
         return self.verdict
 
     def chunk(self, chunk: object) -> None:
         """Hear what an event of a stream holds."""
-        self._hear(chunk, "delta")
+        self._answer.chunk(chunk)
 
     def events(self, events: Iterable[bytes]) -> Fate:
         """Hear the events of a whole stream."""
         for event in events:
-            self.chunk(sse.chunk_of(event))
+            self._answer.event(event)
         return self.verdict
-
-    def _hear(self, document: object, part: str) -> None:
-        match document:
-            case {"choices": [{**choice}, *_]} if choice.get("index", 0) == 0:
-                said = choice.get(part)
-                text = text_of(said.get("content")) if isinstance(said, dict) else choice.get("text")
-                if isinstance(text, str):
-                    self._said.append(text)
-            case {"type": "response.output_text.delta", "delta": str(text)}:
-                self._said.append(text)
-            case {"type": "content_block_delta", "delta": {"type": "text_delta", "text": str(text)}}:
-                self._said.append(text)
-
-
-def spoken(document: Mapping[str, Any]) -> str:
-    """The text of a whole answer of Responses or of Messages."""
-    items = document.get("output") or [document]
-    parts = [
-        part
-        for item in (items if isinstance(items, list) else ())
-        if isinstance(item, dict) and isinstance(item.get("content"), list)
-        for part in item["content"]
-    ]
-    return "".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
