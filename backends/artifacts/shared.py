@@ -260,8 +260,11 @@ class Shared:
                     del owed.tags[tag]
         for _, owed in self.untold:
             for name in list(owed.names):
+                if owed.everything:  # since this round began: what is told now would go with all the rest
+                    break
                 when = owed.names[name]  # only here they are forgotten
-                if await self._told_of(partial(self._settle, name, when)) and owed.names[name] == when:
+                told = await self._told_of(partial(self._settle, name, when))
+                if told and owed.names[name] == when and not owed.everything:
                     del owed.names[name]
 
     async def _void_all(self, tenant: str, owed: Owed) -> None:

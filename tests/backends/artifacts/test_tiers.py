@@ -283,6 +283,26 @@ async def test_more_deletions_and_invalidations_than_can_be_remembered_make_void
             assert await at.artifacts.get(name(tenant="u"))
 
 
+async def test_a_value_that_redis_is_just_told_of_outlasts_what_makes_all_the_rest_void(
+    redis_server: RedisServer,
+) -> None:
+    async with sites(redis_server.url, timeout=GENEROUS) as (one, other):
+        one.shared.untold = Untold(most=2)
+        found = one.shared.current
+
+        async def found_while_more_is_void_than_can_be_remembered(name: Name) -> Artifact | None:
+            one.shared.untold.void("t", ["a", "b", "c"])
+            one.shared.current = found
+            return await found(name)
+
+        one.shared.current = found_while_more_is_void_than_can_be_remembered
+        waited = published("new", b"new")
+        await one.artifacts.memory.put(waited)
+        one.shared.untold.value(waited.head.name, waited.head.made)
+        await until(lambda: Reset("t") in other.news and not one.shared.untold, "Redis is told")
+        assert [await value_of(at, "new") for at in (one, other)] == [b"new"] * 2
+
+
 @pytest.mark.parametrize("publishers", [1, 2])
 async def test_of_new_values_at_the_same_time_all_find_the_one_that_redis_has(
     redis_server: RedisServer, publishers: int
