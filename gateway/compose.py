@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import xxhash
+from aiohttp import ClientSession
 
 from backends.artifacts.memory import MemoryTier
 from backends.artifacts.redis_tier import RedisTier
@@ -43,7 +44,7 @@ from gateway.monitor import Monitor
 from gateway.relay import Relay
 from gateway.residency import Residence
 from gateway.responses import Responses
-from gateway.runtime import Clock, Runtime
+from gateway.runtime import Clock, Runtime, Watcher
 from gateway.settings import Config
 from gateway.spare import Spare
 from gateway.sqlapi import SqlApi
@@ -67,41 +68,14 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
 
     Raises ConfigError where the journal cannot be opened, and for an engine's profile that is none.
     """
-    emulated = emulated_options(config)
     await check_providers(config)
     learned = kept(config.profiles.path)
     plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed, profiles=learned)
-    journal = _journal(config, plan)
     clock, metrics, access, directory = Clock(), Metrics(config), Access(config), Directory(config)
-    session, gpus = connections(config.timeouts.connect), gpus_of(config)
-    ordered = [
-        name for name, pool in config.pools.items() if isinstance(pool.backend, Vllm) and pool.backend.priority
-    ]
-    billed = {name for name, pool in config.pools.items() if isinstance(pool.backend, Litellm)}
-    abilities = Abilities(ordered=ordered)
-    chronicle = Chronicle(clock)
+    abilities, chronicle = _abilities(config), Chronicle(clock)
     advances = Advances(counts=metrics.sql, clock=clock)
-    residence = _residence(config, lambda: runtime.engines, abilities, metrics)
-    noted = Noted(residence) if residence is not None and journal is not None else None
-    runtime = Runtime(
-        dispatcher=plan.dispatcher(noted or residence),
-        pools=plan.pools,
-        clusters={
-            n: cluster_of(p, session, emulated.get(n), gpus, metrics.sql.worker_ended)
-            for n, p in config.pools.items()
-        },
-        clock=clock,
-        abilities=abilities,
-        warming=Warming(clock=clock, limit=config.timeouts.warm, billed=billed),
-        journal=journal,
-        noted=noted,
-        watchers=(
-            metrics.watch,
-            advances.watch,
-            chronicle.watch,
-            *((residence.watch,) if residence is not None else ()),
-        ),
-    )
+    watchers = (metrics.watch, advances.watch, chronicle.watch)
+    runtime, residence, session = _runtime(config, plan, abilities, metrics, clock=clock, watchers=watchers)
     responses = Responses(lambda: len(access.tenants) == 1)
     intake = Intake(
         config=config,
@@ -121,6 +95,10 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     completions = Completions(
         config=config, runtime=runtime, intake=intake, artifacts=artifacts, counts=metrics.stores, residence=residence
     )
+    errands = Errands(
+        config=config, runtime=runtime, intake=intake, abilities=abilities, responses=responses, door=door
+    )
+    state = _state(config, artifacts, access, intake=intake, door=door, draining=lambda: gateway.draining)
     gateway = Gateway(
         config=config,
         access=access,
@@ -130,23 +108,9 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         metrics=metrics,
         door=door,
         relay=_relay(config, plan, runtime, completions, responses, intake=intake, desk=desk, ahead=ahead, door=door),
-        errands=Errands(
-            config=config,
-            runtime=runtime,
-            intake=intake,
-            abilities=abilities,
-            responses=responses,
-            door=door,
-        ),
+        errands=errands,
         sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
-        state=StateApi(
-            artifacts=artifacts,
-            events=Events(lambda: access.tenants, readers_most=config.state.subscribers),
-            intake=intake,
-            door=door,
-            settings=config.state,
-            draining=lambda: gateway.draining,
-        ),
+        state=state,
         admin=AdminApi(access=access, runtime=runtime, monitor=monitor, chronicle=chronicle),
         mcp=_mcp(config, intake=intake, desk=desk, door=door),
         keeper=_keeper(config, runtime),
@@ -160,9 +124,46 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
             *((residence.aclose,) if residence is not None else ()),
         ),
     )
-    runtime.dispatcher.runs.watch(metrics.runs.ended)
     metrics.refresh = gateway.measure
     return gateway
+
+
+def _abilities(config: Config) -> Abilities:
+    """What engines can do: those of some pools are said to order calls by priority themselves."""
+    pools = config.pools.items()
+    return Abilities(
+        ordered=[name for name, pool in pools if isinstance(pool.backend, Vllm) and pool.backend.priority]
+    )
+
+
+def _runtime(
+    config: Config,
+    plan: Blueprint,
+    abilities: Abilities,
+    metrics: Metrics,
+    *,
+    clock: Clock,
+    watchers: tuple[Watcher, ...],
+) -> tuple[Runtime, Residence | None, ClientSession]:
+    """What calls run on, what listens to its engines, and the connections to them."""
+    emulated, gpus, journal = emulated_options(config), gpus_of(config), _journal(config, plan)
+    session, ended = connections(config.timeouts.connect), metrics.sql.worker_ended
+    residence = _residence(config, lambda: runtime.engines, abilities, metrics)
+    noted = Noted(residence) if residence is not None and journal is not None else None
+    billed = {name for name, pool in config.pools.items() if isinstance(pool.backend, Litellm)}
+    runtime = Runtime(
+        dispatcher=plan.dispatcher(noted or residence),
+        pools=plan.pools,
+        clusters={n: cluster_of(p, session, emulated.get(n), gpus, ended) for n, p in config.pools.items()},
+        clock=clock,
+        abilities=abilities,
+        warming=Warming(clock=clock, limit=config.timeouts.warm, billed=billed),
+        journal=journal,
+        noted=noted,
+        watchers=watchers if residence is None else (*watchers, residence.watch),
+    )
+    runtime.dispatcher.runs.watch(metrics.runs.ended)
+    return runtime, residence, session
 
 
 def _linking(config: Config, clock: Clock) -> Linking | None:
@@ -243,6 +244,22 @@ def _artifacts(config: Config, counts: StoreMetrics) -> Artifacts:
         )
         shared = Shared(tier, counts=counts, timeout=state.timeout)
     return Artifacts(memory, shared=shared, counts=counts, clock=time.time)
+
+
+def _state(
+    config: Config,
+    artifacts: Artifacts,
+    access: Access,
+    *,
+    intake: Intake,
+    door: Door,
+    draining: Callable[[], bool],
+) -> StateApi:
+    """The endpoint of artifacts and their events."""
+    events = Events(lambda: access.tenants, readers_most=config.state.subscribers)
+    return StateApi(
+        artifacts=artifacts, events=events, intake=intake, door=door, settings=config.state, draining=draining
+    )
 
 
 def _keeper(config: Config, runtime: Runtime) -> ProfileFile | None:

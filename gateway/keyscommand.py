@@ -68,7 +68,7 @@ def _create(parsed: argparse.Namespace) -> None:
             inside = entry if len(place) == 1 else entry.setdefault(place[0], {})
             assert isinstance(inside, dict)
             inside[place[-1]] = _moment(value, now) if option == "expires" else value
-    for option, complaint in _complaints(entry):
+    for option, complaint in _complaints(entry, now):
         raise KeysError(f"{option}: {complaint}")
     with locked(parsed.file):
         listed = _there(parsed.file, missing=[])
@@ -120,7 +120,7 @@ def _there(path: Path, missing: list[Entry] | None = None) -> list[Entry]:
         return missing
 
 
-def _complaints(entry: Entry) -> Iterator[tuple[str, str]]:
+def _complaints(entry: Entry, now: datetime) -> Iterator[tuple[str, str]]:
     """What is wrong with what the options say, each with the option's name."""
     options: dict[tuple[int | str, ...], str] = {}
     options |= {place: f"--{option.replace('_', '-')}" for option, place in _PLACES.items()}
@@ -131,6 +131,8 @@ def _complaints(entry: Entry) -> Iterator[tuple[str, str]]:
             loc = one["loc"]
             yield options.get(loc[:2]) or options[loc[:1]], one["msg"]
     else:
+        if key.expires is not None and key.expires <= now:
+            yield "--expires", "is in the past"
         for place, message in key.faults():
             yield f"--{place[0]}-min", message
 

@@ -133,7 +133,7 @@ class McpApi:
 
     async def _list(self, asked: Asked, arguments: Arguments) -> CallToolResult:
         only(arguments, ())
-        body = orjson.dumps({"databases": self._desk.databases})
+        body = orjson.dumps({"databases": self._desk.open_to(asked.caller)})
         return _result(asked, Answer(status=200, body=body, fate="ok"), body.decode())
 
 

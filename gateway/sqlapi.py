@@ -103,10 +103,10 @@ class SqlApi:
         await self._get(scope, receive, send, described)
 
     async def databases(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The names of the databases."""
+        """The names of the databases that the caller may ask."""
 
         async def names(asked: Asked) -> Answer:
-            return Answer(status=200, body=orjson.dumps({"databases": self._desk.databases}), fate="ok")
+            return Answer(status=200, body=orjson.dumps({"databases": self._desk.open_to(asked.caller)}), fate="ok")
 
         await self._get(scope, receive, send, names)
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import orjson
 
 from backends.base import BackendError, Request
+from gateway.access import Caller
 from gateway.answers import cut_short
 from gateway.attempts import Attempt, begun
 from gateway.backendspecs import DuckDb
@@ -182,7 +183,7 @@ class Desk:
         self._total = total
         self._columns = Columns(lambda asked, database: self.describe(asked, database=database))
         self.databases = sorted({name for house in warehouses.values() for name in house.settings.databases})
-        """The databases that can be asked, by name."""
+        """All databases that can be asked, by name."""
         self._recalls = {
             name: Recall[Hashable, Answer](runtime=runtime, kept=_Answers(house), outcome=_outcome, keep=_may_be_kept)
             for name, house in warehouses.items()
@@ -209,7 +210,7 @@ class Desk:
 
     def at_hand(self, asked: Asked, question: Question) -> Answer | None:
         """As `query`, where this very text was read before and its result is kept: nothing waits. Raises ApiError."""
-        house, database = self._find(question.database)
+        house, database = self._find(asked.caller, question.database)
         dialect = question.dialect or house.settings.dialect
         columns, there = None, True
         if dialect in BY_SCHEMA:
@@ -260,7 +261,7 @@ class Desk:
 
     async def _ready(self, asked: Asked, question: Question, *, stage: str | None = None) -> _Ready | Answer:
         """The statement read and its parameters bound, or why it may not run. Raises ApiError (404, 503)."""
-        house, database = self._find(question.database)
+        house, database = self._find(asked.caller, question.database)
         call = self._intake.sql_call(asked, house.pool, question.sql, stage=stage)
         try:
             statement, values = await self.read(asked, question)
@@ -281,7 +282,7 @@ class Desk:
 
         Raises SqlRefused, Misfit, BackendError and ApiError.
         """
-        house, database = self._find(question.database)
+        house, database = self._find(asked.caller, question.database)
         dialect = question.dialect or house.settings.dialect
         columns = None
         if dialect in BY_SCHEMA:
@@ -291,7 +292,7 @@ class Desk:
 
     async def describe(self, asked: Asked, *, database: str | None = None, stage: str | None = None) -> Answer:
         """The tables of a database: `{"database", "text", "tables"}`, the text byte-stable for prompts."""
-        house, database = self._find(database)
+        house, database = self._find(asked.caller, database)
         call = self._intake.sql_call(asked, house.pool, "", stage=stage)
         key = _key(house, "", database, DESCRIBE, 0)
         job = _Job(path="/sql/describe", members={"database": database}, timeout=house.settings.timeout)
@@ -318,16 +319,21 @@ class Desk:
         except TimeoutError:
             raise timeout(f"the statement took longer than {self._total:g} s", code="deadline_exceeded") from None
 
-    def _find(self, database: str | None) -> tuple[Warehouse, str]:
+    def open_to(self, caller: Caller) -> list[str]:
+        """The databases that a caller may ask, by name."""
+        pools = ((name, house) for name, house in self._warehouses.items() if caller.may_use(name))
+        return sorted(database for _, house in pools for database in house.settings.databases)
+
+    def _find(self, caller: Caller, database: str | None) -> tuple[Warehouse, str]:
         if database is None:
             if len(self.databases) != 1:
-                known = ", ".join(self.databases) or "none is configured"
+                known = ", ".join(self.open_to(caller)) or "there is none"
                 raise bad_request(f"database: say which (databases: {known})", param="database")
             database = self.databases[0]
         for house in self._warehouses.values():
             if database in house.settings.databases:
                 return house, database
-        raise not_found("database", database, self.databases)
+        raise not_found("database", database, self.open_to(caller))
 
 
 def _key(house: Warehouse, tenant: str, database: str, canonical: str, rows: int) -> Hashable:

@@ -3,8 +3,6 @@ what the gateway understood of it. The engines are emulated, and `script.json` h
 
 from __future__ import annotations
 
-import asyncio
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
@@ -12,13 +10,12 @@ import pytest
 import pytest_asyncio
 
 from tests.agents.programs import PROGRAMS, surroundings
-from tests.clients.live import ENVIRONMENTS, Json, Live, live
+from tests.clients.live import ENVIRONMENTS, Json, Live, live, printed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COMMANDS = ENVIRONMENTS / "agents" / "node_modules" / ".bin"
 TASK = "Ask a helper which password stands in secret.txt."
-PATIENCE = 110.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -35,23 +32,7 @@ async def said(agent: str, gateway: Live, folder: Path, **more: str) -> str:
     work.mkdir()
     (work / "secret.txt").write_text("The password is swordfish.\n")
     start = PROGRAMS[agent](home, gateway.url, gateway.key, TASK)
-    process = await asyncio.create_subprocess_exec(
-        *start.words,
-        cwd=work,
-        env={**surroundings(home, COMMANDS), **start.environ, **more},
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=STDOUT,
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            text = (await process.communicate())[0].decode()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, text
-    return text
+    return await printed(*start.words, folder=work, environ={**surroundings(home, COMMANDS), **start.environ, **more})
 
 
 async def ran(agent: str, gateway: Live, folder: Path, **more: str) -> Json:

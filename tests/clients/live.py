@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ import httpx
 from tests.gateway.test_lifecycle import command
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 110.0
+"""Seconds that a program gets."""
+
 ENVIRONMENTS = ROOT / ".clients"
 KEYS = "auth: {keys: [{key: '${CORTEX_API_KEY}', tenant: clients}]}"
 
@@ -64,3 +69,19 @@ async def live(folder: Path, configuration: Path) -> AsyncIterator[Live]:
         headers = {"Authorization": f"Bearer {token}"}
         async with httpx.AsyncClient(base_url=found[1], headers=headers, timeout=30, trust_env=False) as admin:
             yield Live(found[1], key, admin)
+
+
+async def printed(*words: str, folder: Path, environ: Mapping[str, str]) -> str:
+    """What a program prints, to either output, that ends well within the time that it has."""
+    process = await asyncio.create_subprocess_exec(
+        *words, cwd=folder, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            text = (await process.communicate())[0].decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, text
+    return text

@@ -3,11 +3,9 @@ calls the gateway understood it; and what it would have understood had they said
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
-from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -19,14 +17,13 @@ import pytest
 import pytest_asyncio
 
 from bench.inference_overlay import least_in_flight, linked, score
-from tests.clients.live import ENVIRONMENTS, ROOT, Json, Live, live
+from tests.clients.live import ENVIRONMENTS, ROOT, Json, Live, live, printed
 from tests.clients.relay import Exchange, Relay, relaying
 from tests.clients.silent import flow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EXAMPLES = ROOT / "examples" / "clients"
-PATIENCE = 100.0
 STAGES = ["plan", "research", "write"]
 FLIGHT = 12
 QUIET: Mapping[str, str] = MappingProxyType(
@@ -96,17 +93,7 @@ async def said(example: str, url: str, key: str, home: Path) -> dict[str, str]:
     else:
         words = [str(folder / "bin" / "python"), str(EXAMPLES / example)]
     environ = {"PATH": os.environ["PATH"], "HOME": str(home), "CORTEX_URL": url, "CORTEX_API_KEY": key}
-    process = await asyncio.create_subprocess_exec(
-        *words, cwd=home, env={**environ, **QUIET}, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            text = (await process.communicate())[0].decode()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, text
+    text = await printed(*words, folder=home, environ={**environ, **QUIET})
     return dict(line.partition(": ")[::2] for line in text.splitlines() if ": " in line)
 
 

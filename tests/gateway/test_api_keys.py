@@ -239,6 +239,13 @@ async def test_a_pool_that_is_not_the_keys_is_refused_by_name_whatever_leads_the
             assert "'warehouse'" in error_of(sql)["message"]
             schema = await up.http.get("/v1/databases/shop/schema", headers=bearing(ADA))
             assert schema.status_code == 403
+            for holder, names in ((ADA, []), (BOB, ["shop"])):
+                listed = await up.http.get("/v1/databases", headers=bearing(holder))
+                assert listed.json() == {"databases": names}
+                ask = {"sql": "SELECT 1 AS one", "database": "nowhere"}
+                unknown = await up.http.post("/v1/sql", json=ask, headers=bearing(holder))
+                assert unknown.status_code == 404
+                assert ("shop" in error_of(unknown)["message"]) == bool(names)
             assert other.seen == []
             assert (await asks(up, BOB)).status_code == 403
             assert (await asks(up, BOB, model="large")).status_code == 200

@@ -78,7 +78,10 @@ def test_all_that_a_key_may_is_written_and_listed(file: Path, capsys: Capture) -
         "deadline": {"min": "2s", "max": "60s"},
         "priority": {"min": -4, "max": 0},
     }
-    assert main(["keys", "create", "--tenant", "b", "--deadline-max", "5s", "--expires", "2020-01-31"]) == 0
+    assert main(["keys", "create", "--tenant", "b", "--deadline-max", "5s"]) == 0
+    entries = kept(file)
+    entries[1]["expires"] = "2020-01-31"
+    file.write_text(json.dumps({"keys": entries}))
     capsys.readouterr()
     assert main(["keys", "list"]) == 0
     head, first, second = capsys.readouterr().out.splitlines()
@@ -102,6 +105,7 @@ def test_all_that_a_key_may_is_written_and_listed(file: Path, capsys: Capture) -
         ("--priority-max 9", "--priority-max: must be at most 8"),
         ("--priority-min 2 --priority-max 1", "--priority-min: min is above max"),
         ("--expires soon", "--expires: must be a date or a time such as 2027-01-31"),
+        ("--expires 2020-01-31", "--expires: is in the past"),
         ("--expires 0d", "--expires: must be a date or a time"),
         ("--pools=", "--pools: must not be empty"),
         ("--models=a,,b", "--models: must not be empty"),
