@@ -142,7 +142,7 @@ async def test_a_reader_who_takes_nothing_holds_the_worker_up_and_not_the_memory
 
 
 async def test_a_stream_whose_statement_takes_too_long_says_so_in_the_end(scratch: Path, raw_stream: Raw) -> None:
-    async with _engine(SqlOptions(databases={"scratch": str(scratch)}, timeout=0.3, stream_timeout=30.0)) as engine:
+    async with _engine(SqlOptions(databases={"scratch": str(scratch)}, timeout=2.0, stream_timeout=30.0)) as engine:
         lines, outcome, last = await read(engine, raw_stream(sql=MANY))
         assert len(lines) > 1
         assert (outcome, last["error"]["code"]) == ("timeout", "timeout")
