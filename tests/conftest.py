@@ -9,6 +9,13 @@ from contextlib import contextmanager
 from unittest import mock
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, so that a change is to blame for what fails. How long one takes says how busy the
+# machine is. `pytest --hypothesis-profile=search` looks for others.
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("cortex", settings.get_profile("search"), derandomize=True, database=None)
+settings.load_profile("cortex")
 
 
 @pytest.hookimpl(wrapper=True)

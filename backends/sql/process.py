@@ -205,20 +205,24 @@ class Child:
 
     async def kill(self) -> None:
         """End the process and wait until it is gone, even where whoever waits is cancelled. Idempotent."""
-        if self._interrupts is not None:
-            os.close(self._interrupts)
-            self._interrupts = None
         try:
             if self._line.closed:  # to kill what is ending may lose how it ended
+                self._hang_up()
                 await asyncio.wait([self._line.ended], timeout=_ENDING)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 self._transport.kill()
+            self._hang_up()  # not before: it would begin to end
             try:
                 await asyncio.wait([self._line.ended])
             finally:  # a killed process is gone in a moment, and nobody else would wait for it
                 await asyncio.wait([self._line.ended])
                 self._transport.close()
+
+    def _hang_up(self) -> None:
+        if self._interrupts is not None:
+            os.close(self._interrupts)
+            self._interrupts = None
 
 
 @contextlib.contextmanager

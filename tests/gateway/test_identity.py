@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.identity import NOBODY, Identity, Place, alias_place, read_identity, split_path
@@ -330,7 +330,6 @@ def test_a_model_is_an_alias_only_where_a_known_workflow_comes_first(model: str,
     assert alias_place(model, {"nl2sql"}) == place
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

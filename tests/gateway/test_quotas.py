@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.allowance import Allowance, lasting
@@ -24,7 +24,6 @@ class Clock:
         return self.now
 
 
-@settings(deadline=None)
 @given(RATES, STEPS)
 def test_a_bucket_never_holds_more_than_its_rate_and_gives_no_more_than_time_has_brought(
     rate: Rate, steps: list[tuple[float, float]]
@@ -40,7 +39,6 @@ def test_a_bucket_never_holds_more_than_its_rate_and_gives_no_more_than_time_has
     assert taken <= brought * (1 + 1e-9) + len(steps) * 1e-5
 
 
-@settings(deadline=None)
 @given(RATES, STEPS, st.floats(0, 1e10))
 def test_whoever_waits_as_long_as_it_says_gets_it(
     rate: Rate, steps: list[tuple[float, float]], amount: float
@@ -56,7 +54,6 @@ def test_whoever_waits_as_long_as_it_says_gets_it(
         assert bucket.wait(amount, now + wait * 0.99) > 0
 
 
-@settings(deadline=None)
 @given(RATES, st.floats(0, 1e6), st.floats(0, 1e6))
 def test_what_is_given_back_makes_it_as_if_nothing_had_been_taken(rate: Rate, taken: float, later: float) -> None:
     one, other = Bucket(rate, 0.0), Bucket(rate, 0.0)

@@ -63,7 +63,7 @@ def test_borrowed_work_stays_within_its_share_and_the_owner_gets_the_rest() -> N
     assert started(desk, owner("own", 300)).engine == "owner/0"
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("ggootf"), st.integers(1, 600)), max_size=60))
 def test_borrowed_work_never_exceeds_its_share_and_is_accounted_for(steps: list[tuple[str, int]]) -> None:
     desk, running = lending_desk(), dict[str, Start]()

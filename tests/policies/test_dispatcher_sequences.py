@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.catalog import Named, PolicySet
@@ -20,9 +20,7 @@ from tests.policies.sequences import Op, a_dispatcher, digest, lived, replayed, 
 ROOT = Path(__file__).parents[2]
 
 any_life = st.lists(st.tuples(st.integers(0, 41), st.integers(0, 2**16)), min_size=40, max_size=150)
-moderately = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
-)
+moderately = settings(max_examples=60)
 
 
 @pytest.mark.untraced
@@ -35,9 +33,7 @@ def test_no_order_of_events_loses_or_doubles_anything(ops: list[Op]) -> None:
 
 @pytest.mark.untraced
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
-)
+@settings(max_examples=30)
 @given(
     ops=any_life,
     order=st.sampled_from(list(ORDERS)),

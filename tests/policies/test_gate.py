@@ -352,7 +352,7 @@ POLICIES: list[GatePolicy] = [Aimd(start=2, least=1), Aimd(start=3, least=1, pau
 LOADS = [CALM, BETWEEN, BUSY_BUT_WARM, THRASHING, Load(kv_tokens=900), Load(kv_tokens=100)]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from(POLICIES),
     st.lists(st.tuples(st.sampled_from("cccceelrt"), st.integers(0, 10_000)), max_size=120),

@@ -121,7 +121,7 @@ def test_pressure_is_a_share_that_leaves_time_for_decoding(rate: float) -> None:
 numbers = st.floats(0.0, 1e6)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(numbers, st.floats(-1e3, 1e6)), max_size=40))
 def test_no_line_is_ever_negative_whatever_it_is_shown(points: list[tuple[float, float]]) -> None:
     line = Line(0.02, 1e-4, 10.0)

@@ -245,7 +245,7 @@ def hashes(path: Path) -> tuple[int, ...]:
     return tuple(hash(path[:length]) for length in range(1, len(path) + 1))
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=120)
 @given(st.lists(changes, max_size=25), paths)
 def test_the_index_agrees_with_plain_lists(done: list[tuple[str, str, Path]], asked: Path) -> None:
     index, plain = PrefixIndex(CAPACITY), dict[str, Plain]()

@@ -144,7 +144,7 @@ def test_memory_stays_bounded_while_a_key_changes() -> None:
 moments = st.one_of(st.none(), st.integers(0, 20).map(float))
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(st.integers(0, 5).map(float), moments, moments), max_size=30), st.integers(0, 2**16))
 def test_the_order_is_that_of_a_sort(keys: list[tuple[float, float | None, float | None]], seed: int) -> None:
     rng = Random(seed)
@@ -275,7 +275,7 @@ steps = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150)
 @given(st.lists(steps, max_size=60))
 def test_the_head_is_the_one_that_a_search_of_all_calls_finds(
     steps: list[tuple[str, int, float, float | None, float | None, float | None]],

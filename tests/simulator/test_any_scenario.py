@@ -51,7 +51,7 @@ def runs(draw: st.DrawFn) -> list[RunPlan]:
 
 
 @pytest.mark.untraced
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(plans=runs(), trouble=st.lists(faults, max_size=3), retries=st.integers(0, 1))
 def test_every_call_comes_to_one_end(plans: list[RunPlan], trouble: list[Fault], retries: int) -> None:
     arrived, ends = list[str](), Counter[str]()

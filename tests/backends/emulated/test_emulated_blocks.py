@@ -87,7 +87,7 @@ forget = st.tuples(st.just("forget"), st.just(0), st.just(0))
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=600)
 @given(st.lists(st.one_of(enter, compute, compute, compute, leave, forget), max_size=40), st.integers(8, 24))
 def test_runs_of_blocks_behave_as_single_blocks_do(happenings: list[tuple[str, str | int, int]], total: int) -> None:
     blocks, plain = Blocks(total), Plain(total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -53,13 +53,32 @@ def depth(index: BlockIndex, tokens: list[int], salt: str = "") -> int:
     return index.depth(hashes, (len(tokens) - 1) // SIZE) * SIZE
 
 
-async def test_what_is_said_is_what_is_found() -> None:
+def _count(monkeypatch: pytest.MonkeyPatch, of: object, *names: str) -> list[str]:
+    """The names of these methods, once for each call from now on."""
+    called: list[str] = []
+
+    def counting(name: str, method: Callable[..., object]) -> Callable[..., object]:
+        def counted(*given: object) -> object:
+            called.append(name)
+            return method(*given)
+
+        return counted
+
+    for name in names:
+        monkeypatch.setattr(of, name, counting(name, getattr(of, name)))
+    return called
+
+
+async def test_what_is_said_is_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = Random(1)
     stems = [[rng.randrange(2**32) for _ in range(24)] for _ in range(8)]
     async with serve(OPTIONS) as server, listening(server.url) as index, aiohttp.ClientSession() as session:
+        told = _count(monkeypatch, server.engine.blocks.watcher, "stored", "removed", "cleared")
+        heard = _count(monkeypatch, index, "change")
         for number in range(120):
             tokens = rng.choice(stems)[: rng.randrange(1, 24)] + [number] * rng.randrange(1, 12)
-            await until(lambda: index.whole and len(index) == server.engine.blocks.resident)
+            await until(lambda: index.whole and len(told) == len(heard))
+            assert len(index) == server.engine.blocks.resident
             assert depth(index, tokens) == await asked(session, server, tokens)
         assert server.engine.blocks.resident > BLOCKS - 4, "or nothing was evicted"
 

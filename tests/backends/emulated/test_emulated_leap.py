@@ -98,7 +98,7 @@ limits = st.tuples(st.integers(20, 60), st.integers(1, 5), st.integers(5, 40), s
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(moments, shapes), min_size=1, max_size=14), limits, st.integers(2, 60))
 def test_leaps_end_where_single_steps_would(
     happenings: list[tuple[int, tuple[int, int, int, str | None]]], limits: tuple[int, int, int, int], most: int

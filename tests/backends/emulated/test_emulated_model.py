@@ -244,7 +244,7 @@ arrivals = st.tuples(st.integers(1, 30), st.integers(1, 12), st.integers(-1, 1),
 events = st.one_of(arrivals, st.integers(0, 30), st.none())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(events, max_size=40), st.integers(11, 24), st.integers(1, 5), st.integers(5, 40))
 def test_no_block_and_no_token_is_lost(
     happenings: list[tuple[int, int, int, str | None] | int | None], blocks: int, seats: int, budget: int

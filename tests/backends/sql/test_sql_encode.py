@@ -231,7 +231,7 @@ def _as_the_engine_writes(kind: str, value: Any) -> str:
     return str(value)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.data())
 def test_every_value_says_in_json_what_the_engine_says_of_it(
     connection: duckdb.DuckDBPyConnection, data: st.DataObject

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.openai.errors import ApiError
@@ -85,7 +85,6 @@ def members(draw: st.DrawFn) -> list[tuple[str, Any, str]]:
     return written
 
 
-@settings(deadline=None)
 @given(members(), st.dictionaries(KEYS, VALUES, max_size=3), st.lists(KEYS, max_size=3), SPACE, SPACE)
 def test_any_edit_means_what_it_says_and_leaves_the_other_members_as_they_were(
     given_members: list[tuple[str, Any, str]],

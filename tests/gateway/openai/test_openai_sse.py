@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.openai.errors import ApiError
@@ -42,7 +42,6 @@ def test_events_come_out_whole_however_the_bytes_are_cut(events: list[bytes]) ->
         assert cutter.rest() == b""
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"data: ", b"x", "ü".encode(), b":"]), max_size=30), st.data()
 )
