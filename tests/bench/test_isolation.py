@@ -357,6 +357,7 @@ def test_pictures_are_drawn_of_one_cell_and_of_many(tmp_path: Path) -> None:
 # --- what the simulator foretells ------------------------------------------------------------------------------
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", [ROUND_ROBIN, ADAPTIVE])
 def test_a_simulated_loop_is_closed(name: str) -> None:
     """A run begins when another has ended, and never are there more than clients."""

@@ -208,6 +208,7 @@ def test_ten_seeds_and_three_loads_are_met_by_all_and_the_middle_one_by_baseline
     assert len(list(quick(None).cells())) == 5 * 3 * len(LINEUP)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", [trial.name for trial in trials(None)])
 def test_a_workload_goes_to_another_process_and_is_drawn_there_alike(name: str) -> None:
     trial = next(one for one in trials(None) if one.name == name).sized(0.1)

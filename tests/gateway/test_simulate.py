@@ -41,6 +41,7 @@ def test_without_more_words_the_usual_contenders_meet_on_a_table(capsys: pytest.
     assert err == "    1 of 6: 0.4 runs/s, seed 1\n"
 
 
+@pytest.mark.untraced
 def test_a_folder_gets_tables_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "reports" / "new"
     assert main([*QUICK, "--rates", "0.3", "0.4", "--contenders", "edf, cortex", "--out", str(folder)]) == 0

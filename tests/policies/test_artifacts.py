@@ -206,6 +206,7 @@ def test_tags_and_lists_are_the_tenants_own() -> None:
 Step = tuple[str, int, int, int, float]
 
 
+@pytest.mark.untraced
 @given(
     st.lists(
         st.tuples(

@@ -57,12 +57,14 @@ def test_a_long_life_under_any_layout_and_order_can_be_lived_again(layout: str, 
     assert replayed(steps, setting.dispatcher()) is None
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("seed", range(12))
 def test_a_long_life_loses_and_doubles_nothing_and_can_be_lived_again(seed: int) -> None:
     steps = lived(some_ops(seed, 300)).steps
     assert replayed(steps, a_dispatcher()) is None
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     "changed",
     [

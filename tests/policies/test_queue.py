@@ -275,6 +275,7 @@ steps = st.tuples(
 )
 
 
+@pytest.mark.untraced
 @settings(max_examples=150)
 @given(st.lists(steps, max_size=60))
 def test_the_head_is_the_one_that_a_search_of_all_calls_finds(

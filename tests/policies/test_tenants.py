@@ -122,6 +122,7 @@ class Naive:
         return max(0.0, self.had.get(name, 0.0) - self.least()) if len(self.open) > 1 else 0.0
 
 
+@pytest.mark.untraced
 @settings(max_examples=150)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans(), st.integers(0, 40)), max_size=120))
 def test_the_accounts_are_those_of_a_naive_model(steps: list[tuple[str, bool, int]]) -> None:

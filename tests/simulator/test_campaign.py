@@ -28,6 +28,7 @@ def test_findings_come_in_one_order_and_are_the_same_in_one_process_and_in_three
     assert list(campaign(CHOICE, [0.2, 0.4], [1, 2], some, jobs=3)) == alone
 
 
+@pytest.mark.untraced
 def test_the_entrants_of_a_single_load_are_shared_out() -> None:
     some = entrants("cortex", "edf", "round-robin")
     alone = list(campaign(CHOICE, [0.4], [1], some, jobs=1))

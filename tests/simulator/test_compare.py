@@ -140,6 +140,7 @@ def test_an_interval_is_students_over_the_values() -> None:
         assert math.isnan(half)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("count", [3, 5, 10, 20])
 def test_nineteen_of_twenty_intervals_hold_the_true_mean(count: int) -> None:
     rng = Random(count)

@@ -65,6 +65,7 @@ def test_what_arrives_in_the_middle_of_a_leap_is_served_from_the_next_step_on() 
     assert result.runs[0].ended == pytest.approx(10.2 + 0.05)
 
 
+@pytest.mark.untraced
 def test_leaps_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = a_busy_setup().shared().scenario(FCFS)
     leaping = simulate(scenario)
@@ -91,6 +92,7 @@ def test_every_policy_is_given_the_same_runs() -> None:
     ]
 
 
+@pytest.mark.untraced
 def test_a_dispatcher_that_is_told_the_same_again_decides_the_same() -> None:
     scenario = replace(a_busy_setup().scenario(PolicySet(picker=Named(name="two_choices"))), seed=11)
     _, steps = journalled(scenario)

@@ -35,6 +35,7 @@ def stages_of(run: RunPlan) -> list[str]:
     return [names.pop() for names in named]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_seed_draws_the_same_runs_at_any_rate(name: str) -> None:
     made = WORKLOADS[name]
