@@ -7,11 +7,12 @@ Starlette and uvicorn do not tell an endpoint that waits that its client has lef
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from backends.patience import Patience
 from gateway.openai.errors import ApiError, timeout, too_large
@@ -100,7 +101,8 @@ class Out:
 
     `reason` is the code of an error that was sent as an answer; `said` are the headers that an error reply gets
     too, as soon as it is known whose call it is. Errors are put as `wording` has them; `last_words`, where they are
-    set, are how the stream that has begun puts one. `events` is how many events were sent before.
+    set, are how the stream that has begun puts one. `events` is how many events were sent before, and `moved` when
+    something was last sent, by the monotonic clock.
     """
 
     def __init__(self, send: Send, wording: Wording = OPENAI) -> None:
@@ -110,6 +112,7 @@ class Out:
         self.status = 0
         self.reason = ""
         self.events = 0
+        self.moved = 0.0
         self.said: Callable[[], Pairs] = tuple
         self.last_words: Callable[[ApiError], bytes] | None = None
 
@@ -123,15 +126,19 @@ class Out:
         self.started = True
         self.status = status
         raw = [(_raw(name), value.encode("utf-8")) for name, value in headers]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._put({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of the body; waits while the client is slow to read."""
-        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._put({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def end(self, piece: bytes = b"") -> None:
         """Send the last piece."""
         await self._send({"type": "http.response.body", "body": piece, "more_body": False})
+
+    async def _put(self, message: Message) -> None:
+        self.moved = time.monotonic()
+        await self._send(message)
 
     async def fail(self, error: ApiError, headers: Pairs = ()) -> None:
         """Send an error: as the reply, or as the last event of a stream that has begun."""

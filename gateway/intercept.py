@@ -24,6 +24,7 @@ from gateway.asgi import Out
 from gateway.completions import Completions
 from gateway.directory import Target
 from gateway.intake import Asked, Inbound, Intake
+from gateway.keepalive import check_begun
 from gateway.openai import sse
 from gateway.openai.errors import interrupted
 from gateway.openai.payload import parse
@@ -244,6 +245,7 @@ class Intercept:
                 turn.message = turn.whole.message()
             talk.tokens.add(found.tokens)
         if found.events is None and turn.status == 200:
+            check_begun(out, found)
             turn.message = message_of(turn.body)
         elif turn.status != 200 and out.started:
             raise interrupted(f"the engine refused to go on: {refusal_of(turn.body)}")

@@ -1,54 +1,50 @@
-"""Telling the client of a stream that it is waited for: comments, while its call is queued or its prompt is computed.
+"""Telling the client of a stream that it is waited for: comments, whenever nothing else is written for a while.
 
-Whatever stands between a client and the gateway may close a connection on which nothing moves. A comment moves, and
-means nothing. The first one fixes the status and the headers: what goes wrong from then on is told in the stream.
+That is while its call is queued or its prompt is computed, and while the gateway walks a workflow or runs the tools
+of a conversation. Whatever stands between a client and the gateway may close a connection on which nothing moves; a
+comment moves, and means nothing. One that comes first fixes the status and the headers: what goes wrong from then on
+is told in the stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from gateway.asgi import EVENT_STREAM, Out
 from gateway.computing import Completion
-from gateway.intake import Asked
 from gateway.openai.errors import EngineSaid
 
 COMMENT = b": keep-alive\n\n"
 
 
 @asynccontextmanager
-async def kept_alive(
-    opened: AbstractAsyncContextManager[Completion], asked: Asked, out: Out, every: float
-) -> AsyncIterator[Completion]:
-    """The answer, once it has begun; a comment for each `every` seconds until then."""
-    entering = asyncio.ensure_future(opened.__aenter__())
+async def kept_alive(out: Out, every: float) -> AsyncIterator[None]:
+    """A comment after each `every` seconds of silence in the block, which writes whole events only."""
+    commenting = asyncio.create_task(_comment(out, every), name="keep-alive")
     try:
-        while not entering.done():
-            await asyncio.wait([entering], timeout=every)
-            if not entering.done():
-                if not out.started:
-                    await out.begin(200, [EVENT_STREAM, ("cache-control", "no-cache"), *asked.reply_headers()])
-                await out.write(COMMENT)
-    except BaseException:
-        await _given_up(entering, opened)
-        raise
-    found = entering.result()
-    try:
-        if out.started and found.events is None:
-            raise EngineSaid("the engine did not answer with a stream", found.status, (), found.body)
-        yield found
-    except BaseException as error:
-        if not await opened.__aexit__(type(error), error, error.__traceback__):
-            raise
-    else:
-        await opened.__aexit__(None, None, None)
+        yield
+    finally:
+        commenting.cancel()
+        await asyncio.gather(commenting, return_exceptions=True)
 
 
-async def _given_up(entering: asyncio.Future[Completion], opened: AbstractAsyncContextManager[Completion]) -> None:
-    """Nobody waits any more: what was begun is ended."""
-    entering.cancel()
-    [outcome] = await asyncio.gather(entering, return_exceptions=True)
-    if isinstance(outcome, Completion):
-        await opened.__aexit__(None, None, None)
+def check_begun(out: Out, found: Completion) -> None:
+    """Raises EngineSaid for a whole answer where a stream has begun, in which it cannot be passed on."""
+    if out.started:
+        raise EngineSaid("the engine did not answer with a stream", found.status, (), found.body)
+
+
+async def _comment(out: Out, every: float) -> None:
+    moved = time.monotonic()
+    while True:
+        await asyncio.sleep(moved + every - time.monotonic())
+        moved = max(moved, out.moved)
+        if time.monotonic() < moved + every:
+            continue
+        if not out.started:
+            await out.begin(200, [EVENT_STREAM, ("cache-control", "no-cache"), *out.said()])
+        await out.write(COMMENT)
+        moved = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from gateway.completions import Completions
 from gateway.computing import Completion
 from gateway.door import Door
 from gateway.intake import Inbound, Intake
-from gateway.keepalive import kept_alive
+from gateway.keepalive import check_begun, kept_alive
 from gateway.openai.errors import timeout
 from gateway.openai.payload import Endpoint
 from gateway.responses import Made, Responses
@@ -79,7 +80,7 @@ class Relay:
     async def _answer(self, inbound: Inbound, receive: Receive, out: Out) -> None:
         total = self._config.timeouts.total
         last = b""
-        async with while_present(receive):
+        async with while_present(receive), self._kept_alive(inbound, out):
             try:
                 async with asyncio.timeout(total):
                     special = next((serve for applies, serve in self._specials if applies(inbound)), None)
@@ -92,14 +93,11 @@ class Relay:
     async def _relay(self, inbound: Inbound, out: Out) -> bytes:
         """Answer with one completion. Returns the last piece of the body, to be sent when nobody watches any more."""
         asked, body = inbound.asked, self._intake.upstream_body(inbound)
-        opened = self._completions.ask(asked, inbound.call, inbound.payload, body)
-        pause = self._config.server.keep_alive
-        if pause is not None and inbound.payload.stream:
-            opened = kept_alive(opened, asked, out, pause)
-        async with opened as found:
+        async with self._completions.ask(asked, inbound.call, inbound.payload, body) as found:
             headers = found.reply_headers(asked)
             note = self._noted(inbound, found)
             if found.events is None:
+                check_begun(out, found)
                 note(found.body)
                 await out.begin(found.status, [*headers, ("content-length", str(len(found.body)))])
                 return found.body
@@ -116,6 +114,10 @@ class Relay:
                     await out.write(b"".join(batch))
                 watch.release()
             return b""
+
+    def _kept_alive(self, inbound: Inbound, out: Out) -> AbstractAsyncContextManager[None]:
+        every = self._config.server.keep_alive
+        return nullcontext() if every is None or not inbound.payload.stream else kept_alive(out, every)
 
     def _noted(self, inbound: Inbound, found: Completion) -> Callable[[bytes], None]:
         """What remembers who made a response, once its body is there or its first event."""

@@ -187,7 +187,8 @@ class Walker:
             await out.begin(200, [JSON, *headers, ("content-length", str(len(body)))])
             return body
         chunks = Chunks(id=identity, model=model, created=created)
-        await out.begin(200, [EVENT_STREAM, ("cache-control", "no-cache"), *headers])
+        if not out.started:
+            await out.begin(200, [EVENT_STREAM, ("cache-control", "no-cache"), *headers])
         await out.write(chunks.role())
         for line in content.splitlines(keepends=True):
             await out.write(chunks.content(line))

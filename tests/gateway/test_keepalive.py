@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway.recorder import CHUNKS, JSON, Answer, Exchange, Recorder, recording
+from backends.emulated.options import EmulatedOptions
+from tests.gateway.recorder import CHUNKS, JSON, WHOLE, Answer, Exchange, Recorder, recording
+from tests.gateway.shop import RIGHT, TOOLS, shop
 from tests.gateway.support import CHAT, Running, attached, chat, error_of, events, running, settled, until, written
 
 OFTEN = {"port": 0, "keep_alive": "20ms"}
+AT_GENERATE = {"x-workflow-type": "shop", "x-workflow-stage": "generate"}
+COMMENT = ": keep-alive\n\n"
 
 
 class Slow:
@@ -36,6 +41,10 @@ async def chunks(exchange: Exchange) -> None:
     await exchange.pieces(CHUNKS)
 
 
+async def whole(exchange: Exchange) -> None:
+    await exchange.whole(WHOLE)
+
+
 async def refusal(exchange: Exchange) -> None:
     await exchange.whole(b'{"error": {"message": "too long"}}', status=400, headers=JSON)
 
@@ -46,7 +55,7 @@ async def asked(up: Running, slow: Slow, **more: Any) -> tuple[httpx.Response, s
         text = ""
         async for piece in reply.aiter_text():
             text += piece
-            if text.count(": keep-alive\n\n") == 3:
+            if text.count(COMMENT) == 3:
                 slow.go.set()
     return reply, text
 
@@ -55,10 +64,59 @@ async def test_comments_come_before_the_answer_and_not_in_it(tmp_path: Path) -> 
     slow = Slow(chunks)
     async with recording(slow) as engine, gateway(engine, tmp_path) as up:
         reply, text = await asked(up, slow)
-        comments, _, answer = text.rpartition(": keep-alive\n\n")
-        assert answer.encode() == b"".join(CHUNKS)
-        assert set(comments.split("\n\n")) <= {": keep-alive", ""}
+        assert text.startswith(3 * COMMENT)
+        assert text.replace(COMMENT, "").encode() == b"".join(CHUNKS)
         assert reply.headers["x-workflow-id"]
+        await settled(up.gateway)
+
+
+async def test_comments_come_while_an_answer_pauses_and_stand_between_its_events(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def pausing(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.write(CHUNKS[0])
+        await go_on.wait()
+        await exchange.write(CHUNKS[1][:9])
+        await asyncio.sleep(0.1)
+        await exchange.pieces([CHUNKS[1][9:], *CHUNKS[2:]], started=True)
+
+    async with recording(pausing) as engine, gateway(engine, tmp_path) as up:
+        async with up.http.stream("POST", CHAT, json=chat(stream=True)) as reply:
+            text = ""
+            async for piece in reply.aiter_text():
+                text += piece
+                if text.count(COMMENT) == 3:
+                    go_on.set()
+        assert text.count(COMMENT) > 3
+        assert text.replace(COMMENT, "").encode() == b"".join(CHUNKS)
+        await settled(up.gateway)
+
+
+@pytest.mark.parametrize(
+    ("ask", "headers"),
+    [
+        (chat(RIGHT, model="workflow/shop"), {}),
+        (chat(f"TASK generate\nQuestion: {RIGHT}\n", tools=TOOLS), AT_GENERATE),
+    ],
+    ids=["walked", "intercepted"],
+)
+async def test_comments_come_while_a_workflow_is_walked_or_its_tools_are_run(
+    tmp_path: Path, ask: dict[str, Any], headers: dict[str, str]
+) -> None:
+    async with shop(tmp_path, tools="intercept", server=OFTEN, options=EmulatedOptions(time_scale=0.5)) as site:
+        text = (await site.up.http.post(CHAT, json={**ask, "stream": True}, headers=headers)).text
+        chunks = [json.loads(event) for event in events(text)[:-1] if not event.startswith(":")]
+        told = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+        assert text.count(COMMENT) > 3
+        assert told.endswith(("| 4 |\n", "There are four."))
+
+
+async def test_a_whole_answer_to_a_stream_that_has_begun_is_an_error_in_it(tmp_path: Path) -> None:
+    slow = Slow(whole)
+    async with recording(slow) as engine, gateway(engine, tmp_path) as up:
+        _, text = await asked(up, slow)
+        assert "did not answer with a stream" in events(text)[-1]
         await settled(up.gateway)
 
 
