@@ -236,6 +236,7 @@ def test_a_measurement_writes_rows_table_and_plots_and_the_simulator_foretells_i
     assert foretold.prefill == pytest.approx(isolated.prefill, rel=0.1)
 
 
+@pytest.mark.slow
 def test_what_was_measured_can_be_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = everybody() + everybody(UNBALANCED)
     write(tmp_path / "rows.json", "a machine", rows)
@@ -357,6 +358,7 @@ def test_pictures_are_drawn_of_one_cell_and_of_many(tmp_path: Path) -> None:
 # --- what the simulator foretells ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.untraced
 @pytest.mark.parametrize("name", [ROUND_ROBIN, ADAPTIVE])
 def test_a_simulated_loop_is_closed(name: str) -> None:

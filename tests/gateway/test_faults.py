@@ -397,6 +397,7 @@ async def test_the_last_engine_is_never_left_out(tmp_path: Path) -> None:
         assert [(await pair.post()).status_code for _ in range(9)] == [500] * 8 + [200]
 
 
+@pytest.mark.slow
 @pytest.mark.untraced
 async def test_a_storm_of_failures_is_not_made_worse_by_retries(tmp_path: Path) -> None:
     calls = 1000

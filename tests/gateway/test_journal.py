@@ -148,6 +148,7 @@ async def disturb(up: Running, storm: asyncio.Task[None]) -> None:
         await asyncio.wait([storm], timeout=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.untraced
 async def test_two_hundred_troubled_runs_lose_nothing_and_replay_to_the_same_decisions(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"

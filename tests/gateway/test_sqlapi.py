@@ -439,6 +439,7 @@ async def test_a_killed_worker_fails_its_statement_alone_and_is_replaced(tmp_pat
         assert await runs(up) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.untraced
 async def test_workers_that_are_killed_again_and_again_fail_only_what_they_had_in_hand(tmp_path: Path) -> None:
     async with store(tmp_path, timeout="60s") as up:

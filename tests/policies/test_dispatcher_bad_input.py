@@ -89,6 +89,7 @@ def test_a_call_whose_deadline_is_past_is_served_after_those_in_time(budget: flo
     assert desk.finish(last) == []
 
 
+@pytest.mark.slow
 @pytest.mark.untraced
 def test_runs_and_tenants_without_end_cost_a_dispatcher_no_memory() -> None:
     desk = a_desk(limits=Limits(runs=500, run_idle=60.0))

@@ -212,6 +212,7 @@ def _calls() -> list[str]:
     return texts + [f"select * from {name}({some})" for name in sorted(engine | parser) for some in arguments[:3]]
 
 
+@pytest.mark.slow
 def test_the_engine_finds_no_function_in_a_canonical_text_that_is_not_on_the_list(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

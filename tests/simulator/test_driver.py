@@ -65,6 +65,7 @@ def test_what_arrives_in_the_middle_of_a_leap_is_served_from_the_next_step_on() 
     assert result.runs[0].ended == pytest.approx(10.2 + 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.untraced
 def test_leaps_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = a_busy_setup().shared().scenario(FCFS)

@@ -544,6 +544,7 @@ async def test_a_redis_that_was_never_there_fails_nobody() -> None:
         assert at.counted.failures["connection"] >= 1
 
 
+@pytest.mark.slow
 async def test_killing_and_starting_redis_under_load_loses_no_request(redis_server: RedisServer) -> None:
     async with sites(redis_server.url) as (one, other):
         served, found, running = 0, 0, True

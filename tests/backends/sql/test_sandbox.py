@@ -166,6 +166,7 @@ def test_what_is_confined_already_can_be_confined_again() -> None:
     assert "no network namespace" in second  # the filter denies to leave for another one
 
 
+@pytest.mark.slow
 @pytest.mark.untraced
 @LINUX
 def test_duckdb_without_any_setting_reaches_nothing_from_a_confined_process(folder: Path) -> None:
