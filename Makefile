@@ -52,7 +52,7 @@ test-box: $(VENV)/.dev ## build what the container holds and run it read-only, i
 
 providers: $(LITELLM)/.done ## LiteLLM in .litellm, an environment of its own, for pools of hosted models (250 MB; docs/providers.md)
 
-test-providers: $(VENV)/.dev $(LITELLM)/.done ## the tests of hosted models with LiteLLM itself, in about 5 minutes (not part of make test)
+test-providers: $(VENV)/.dev $(LITELLM)/.done ## the tests of hosted models with LiteLLM itself, in about 7 minutes (not part of make test)
 	@$(BIN)/pytest tests/providers
 
 $(LITELLM)/.done: requirements-litellm.lock | $(VENV)/bin/python
