@@ -101,8 +101,8 @@ class Out:
 
     `reason` is the code of an error that was sent as an answer; `said` are the headers that an error reply gets
     too, as soon as it is known whose call it is. Errors are put as `wording` has them; `last_words`, where they are
-    set, are how the stream that has begun puts one. `events` is how many events were sent before, and `moved` when
-    something was last sent, by the monotonic clock.
+    set, are how the stream that has begun puts one. `events` is how many events were sent before, `moved` when
+    something was last sent, by the monotonic clock, and `sized` says that the head has told the size of the body.
     """
 
     def __init__(self, send: Send, wording: Wording = OPENAI) -> None:
@@ -113,6 +113,7 @@ class Out:
         self.reason = ""
         self.events = 0
         self.moved = 0.0
+        self.sized = False
         self.said: Callable[[], Pairs] = tuple
         self.last_words: Callable[[ApiError], bytes] | None = None
 
@@ -126,6 +127,7 @@ class Out:
         self.started = True
         self.status = status
         raw = [(_raw(name), value.encode("utf-8")) for name, value in headers]
+        self.sized = any(name == b"content-length" for name, _ in raw)
         await self._put({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, piece: bytes) -> None:

@@ -69,11 +69,10 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     Raises ConfigError where the journal cannot be opened, and for an engine's profile that is none.
     """
     await check_providers(config)
-    learned = kept(config.profiles.path)
-    plan = blueprint(config, seed=secrets.randbits(32) if seed is None else seed, profiles=learned)
+    seed = secrets.randbits(32) if seed is None else seed
+    plan = blueprint(config, seed=seed, profiles=kept(config.profiles.path))
     clock, metrics, access, directory = Clock(), Metrics(config), Access(config), Directory(config)
-    abilities, chronicle = _abilities(config), Chronicle(clock)
-    advances = Advances(counts=metrics.sql, clock=clock)
+    abilities, chronicle, advances = _abilities(config), Chronicle(clock), Advances(counts=metrics.sql, clock=clock)
     watchers = (metrics.watch, advances.watch, chronicle.watch)
     runtime, residence, session = _runtime(config, plan, abilities, metrics, clock=clock, watchers=watchers)
     responses = Responses(lambda: len(access.tenants) == 1)
@@ -95,10 +94,6 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
     completions = Completions(
         config=config, runtime=runtime, intake=intake, artifacts=artifacts, counts=metrics.stores, residence=residence
     )
-    errands = Errands(
-        config=config, runtime=runtime, intake=intake, abilities=abilities, responses=responses, door=door
-    )
-    state = _state(config, artifacts, access, intake=intake, door=door, draining=lambda: gateway.draining)
     gateway = Gateway(
         config=config,
         access=access,
@@ -108,9 +103,11 @@ async def compose(config: Config, *, seed: int | None = None, report_every: floa
         metrics=metrics,
         door=door,
         relay=_relay(config, plan, runtime, completions, responses, intake=intake, desk=desk, ahead=ahead, door=door),
-        errands=errands,
+        errands=Errands(
+            config=config, runtime=runtime, intake=intake, abilities=abilities, responses=responses, door=door
+        ),
         sql=SqlApi(intake=intake, desk=desk, door=door, max_body=config.server.max_body),
-        state=state,
+        state=_state(config, artifacts, access, intake=intake, door=door, draining=lambda: gateway.draining),
         admin=AdminApi(access=access, runtime=runtime, monitor=monitor, chronicle=chronicle),
         mcp=_mcp(config, intake=intake, desk=desk, door=door),
         keeper=_keeper(config, runtime),

@@ -115,10 +115,12 @@ def _call(name: object, arguments: object) -> tuple[str, str]:
 class Answer:
     """Hears one answer, whole or event by event: Chat Completions, Completions, Responses, Messages.
 
-    Of several choices the first counts. What is no answer, or none of these shapes, is passed over.
+    Of several choices the first counts. What is no answer, or none of these shapes, is passed over, and what comes
+    after some `most` characters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: float = ANSWER_MOST) -> None:
+        self._most = most
         self.handles: list[str] = []
         self._texts: list[str] = []
         self._calls: dict[int, tuple[str, list[str]]] = {}
@@ -159,7 +161,7 @@ class Answer:
 
     def chunk(self, chunk: object) -> None:
         """Hear what an event holds. Of Responses only the last one, which has all, is looked into."""
-        if type(chunk) is not dict or self._size > ANSWER_MOST:
+        if type(chunk) is not dict or self._size > self._most:
             return
         choices = chunk.get("choices")
         if type(choices) is list:  # a chat's: by far the most, so that this must be quick
@@ -235,7 +237,7 @@ class Answer:
             if not name:
                 return
             self._calls[index] = (str(name), [])
-        if type(arguments) is str and self._size <= ANSWER_MOST:
+        if type(arguments) is str and self._size <= self._most:
             self._calls[index][1].append(arguments)
             self._size += len(arguments)
 

@@ -6,6 +6,7 @@ a run has come to its end, or that a repair is due.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -26,7 +27,7 @@ class Judge:
 
     def __init__(self, outcomes: Outcomes) -> None:
         self._outcomes = outcomes
-        self._answer = Answer()
+        self._answer = Answer(most=math.inf)  # a verdict may come last
 
     @property
     def verdict(self) -> Fate:

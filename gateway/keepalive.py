@@ -22,7 +22,8 @@ COMMENT = b": keep-alive\n\n"
 
 @asynccontextmanager
 async def kept_alive(out: Out, every: float) -> AsyncIterator[None]:
-    """A comment after each `every` seconds of silence in the block, which writes whole events only."""
+    """A comment after each `every` seconds of silence in the block, which writes whole events only, or an answer of
+    a size that its head tells: that one gets none."""
     commenting = asyncio.create_task(_comment(out, every), name="keep-alive")
     try:
         yield
@@ -39,10 +40,10 @@ def check_begun(out: Out, found: Completion) -> None:
 
 async def _comment(out: Out, every: float) -> None:
     moved = time.monotonic()
-    while True:
+    while not out.sized:
         await asyncio.sleep(moved + every - time.monotonic())
         moved = max(moved, out.moved)
-        if time.monotonic() < moved + every:
+        if out.sized or time.monotonic() < moved + every:
             continue
         if not out.started:
             await out.begin(200, [EVENT_STREAM, ("cache-control", "no-cache"), *out.said()])

@@ -33,6 +33,7 @@ from mcp.types import (
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
+from gateway.access import Caller
 from gateway.asgi import ClientLeft, Out, read_body
 from gateway.door import Door
 from gateway.intake import Asked, Intake
@@ -92,8 +93,10 @@ class McpApi:
 
         await self._door("mcp", Out(send), serve)
 
-    async def _offer(self, _: Context, __: PaginatedRequestParams | None) -> ListToolsResult:
-        return ListToolsResult(tools=list(self._tools.values()))
+    async def _offer(self, context: Context, _: PaginatedRequestParams | None) -> ListToolsResult:
+        assert context.request is not None
+        caller: Caller = context.request.scope["state"]["caller"]
+        return ListToolsResult(tools=_tools(self._desk.open_to(caller)))
 
     def _schema_of(self, name: str) -> Mapping[str, Any] | None:
         tool = self._tools.get(name)

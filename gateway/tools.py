@@ -326,10 +326,11 @@ class Desk:
 
     def _find(self, caller: Caller, database: str | None) -> tuple[Warehouse, str]:
         if database is None:
-            if len(self.databases) != 1:
-                known = ", ".join(self.open_to(caller)) or "there is none"
-                raise bad_request(f"database: say which (databases: {known})", param="database")
-            database = self.databases[0]
+            known = self.databases if len(self.databases) == 1 else self.open_to(caller)
+            if len(known) != 1:
+                names = ", ".join(known) or "there is none"
+                raise bad_request(f"database: say which (databases: {names})", param="database")
+            database = known[0]
         for house in self._warehouses.values():
             if database in house.settings.databases:
                 return house, database

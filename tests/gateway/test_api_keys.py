@@ -17,7 +17,7 @@ from gateway.cli import main
 from gateway.identity import Identity
 from gateway.keyspecs import DeadlineRange, PriorityRange
 from tests.gateway.recorder import CHUNKS, Exchange, Recorder, recording
-from tests.gateway.shop import RIGHT, shop, warehouse
+from tests.gateway.shop import RIGHT, database, shop, warehouse
 from tests.gateway.support import (
     CHAT,
     MODEL,
@@ -255,6 +255,22 @@ async def test_a_pool_that_is_not_the_keys_is_refused_by_name_whatever_leads_the
             again = await up.http.post("/v1/sql", json={"sql": "SELECT 1 AS one"}, headers=bearing(ADA))
             assert again.status_code == 403
             assert metric(up.gateway, "cortex_errors_total", endpoint="chat", reason="pool_not_allowed") == 5
+
+
+async def test_of_the_pools_of_a_key_alone_databases_are_offered_and_the_only_one_need_not_be_named(
+    tmp_path: Path,
+) -> None:
+    other = {"backend": {"name": "duckdb", "databases": {"attic": str(database(tmp_path / "attic.duckdb"))}}}
+    pools = {"warehouse": warehouse(tmp_path), "other": other}
+    keys = [key(ADA, pools=["d*", "ware*"]), key(BOB)]
+    asking = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    async with recording() as engine, keyed(tmp_path, engine, *keys, pools=pools, mcp={"enabled": True}) as up:
+        for holder, names, status in ((ADA, ["shop"], 200), (BOB, ["attic", "shop"], 400)):
+            headers = {**bearing(holder), "accept": "application/json, text/event-stream"}
+            listed = (await up.http.post("/mcp", json=asking, headers=headers)).text
+            assert [name for name in ("attic", "shop") if f'"{name}"' in listed] == names
+            asked = await up.http.post("/v1/sql", json={"sql": "SELECT 1 AS one"}, headers=headers)
+            assert asked.status_code == status
 
 
 async def test_a_model_is_allowed_by_the_name_that_led_to_it_or_that_of_the_engines(tmp_path: Path) -> None:

@@ -52,6 +52,13 @@ async def test_a_verdict_that_asks_for_a_repair_is_the_outcome_of_its_stage(tmp_
         assert ended(site, "in_time") == 1
 
 
+def test_a_verdict_at_the_end_of_however_long_an_answer_is_heard() -> None:
+    judge = Judge({"error": re.compile("WRONG$")})
+    for text in (*["x" * 1024] * 1100, "WRONG"):
+        judge.chunk({"choices": [{"index": 0, "delta": {"content": text}}]})
+    assert judge.verdict == "error"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_that_is_recalled_is_a_verdict_too(tmp_path: Path, stream: bool) -> None:
     async with shop(tmp_path, recall="1h") as site:

@@ -10,8 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from backends.emulated.options import EmulatedOptions
+from gateway.asgi import Out
+from gateway.keepalive import kept_alive
 from tests.gateway.recorder import CHUNKS, JSON, WHOLE, Answer, Exchange, Recorder, recording
 from tests.gateway.shop import RIGHT, TOOLS, shop
 from tests.gateway.support import CHAT, Running, attached, chat, error_of, events, running, settled, until, written
@@ -118,6 +121,20 @@ async def test_a_whole_answer_to_a_stream_that_has_begun_is_an_error_in_it(tmp_p
         _, text = await asked(up, slow)
         assert "did not answer with a stream" in events(text)[-1]
         await settled(up.gateway)
+
+
+async def test_an_answer_of_a_known_size_has_nothing_else_in_it() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    out = Out(send)
+    async with kept_alive(out, 0.01):
+        await out.begin(200, [("content-length", "2")])
+        await asyncio.sleep(0.05)
+    await out.end(b"{}")
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
 
 
 async def test_a_refusal_after_the_first_comment_is_told_in_the_stream(tmp_path: Path) -> None:
