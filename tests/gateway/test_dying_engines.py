@@ -80,7 +80,8 @@ async def test_what_the_last_engine_says_is_the_answer(tmp_path: Path, fault: st
 
 @pytest.mark.parametrize("fault", ["die_after=3", "stall_after=3", "garbage_after=3"])
 async def test_a_fault_after_the_first_content_leaves_other_streams_untouched(tmp_path: Path, fault: str) -> None:
-    async with two_emulated(tmp_path, idle="5s") as (up, servers):  # a busy machine may stand still for a while, too
+    patient = {"head": "5s", "idle": "5s", "total": "30s"}  # a busy machine may stand still for a while, too
+    async with two_emulated(tmp_path, **patient) as (up, servers):
 
         async def one(index: int) -> httpx.Response:
             headers = asked(fault) if index % 4 == 0 else {}
