@@ -27,7 +27,7 @@ from tests.gateway.support import (
 )
 
 FAULTY = EmulatedOptions(time_scale=1000.0, faults=True)
-SHORT = {"connect": "1s", "head": "800ms", "idle": "800ms", "total": "10s"}
+SHORT = {"connect": "2s", "head": "2s", "idle": "2s", "total": "20s"}
 
 
 @asynccontextmanager
